@@ -1,0 +1,1 @@
+"""What tfkit exports, it measures: convert, verify, pack, measure."""

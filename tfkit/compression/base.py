@@ -1,0 +1,234 @@
+"""The contract of every compression method: `prepare`, train, `finalize`."""
+
+from __future__ import annotations
+
+import abc
+import fnmatch
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfkit.compression.reparameterized import Reparameterized, WeightTransform
+from tfkit.internal import surgery
+
+Fit = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]
+
+
+class NoEffectWarning(UserWarning):
+    """A step was asked for and changed nothing."""
+
+
+class Compressor(abc.ABC):
+    """A compression method.
+
+    `prepare` gives a new, trainable model; train it with the compressor's `callbacks()`; `finalize` gives a model of
+    plain layers. The model that is given is never changed. `apply` does the three in a row.
+
+    Args:
+        include: names of layers to compress, with shell wildcards; all by default.
+        exclude: names of layers to leave alone, with shell wildcards.
+        preserve: keep the structure that earlier steps gave to the weights: zeros stay zero, shared values stay shared.
+    """
+
+    def __init__(self, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), preserve: bool = True) -> None:
+        self.include = (include,) if isinstance(include, str) else tuple(include)
+        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        self.preserve = preserve
+
+    @abc.abstractmethod
+    def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
+        """Returns the transforms this method adds to one weight.
+
+        Args:
+            layer: the layer that holds the weight, unwrapped.
+            name: the weight's name relative to the layer.
+            value: the weight's current effective value, an array of its shape.
+        """
+
+    def selects(self, layer: keras.Layer) -> bool:
+        """Whether `include` and `exclude` leave this layer to be compressed."""
+
+        def matches(patterns: Sequence[str]) -> bool:
+            return any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)
+
+        return matches(self.include) and not matches(self.exclude)
+
+    def prepare(self, model: keras.Model) -> keras.Model:
+        """Returns a new trainable model with this method applied; compile it before `fit`.
+
+        Args:
+            model: a functional or built sequential model, plain or prepared by another compressor.
+
+        Raises:
+            TypeError, ValueError: if the model cannot be rebuilt; the message says what to do.
+        """
+        wrapped = 0
+
+        def replace(layer: keras.Layer) -> keras.Layer | None:
+            nonlocal wrapped
+            new = self._wrap(layer)
+            wrapped += new is not None
+            return new
+
+        prepared = surgery.rebuild(model, replace)
+        if not wrapped:
+            names = [layer.name for layer in surgery.leaf_layers(model)]
+            warnings.warn(
+                f"{type(self).__name__} changed nothing: no layer with weights matches include={self.include}, "
+                f"exclude={self.exclude}. The model's layers: {names}.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+        return prepared
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """Returns the callbacks that `fit` needs for this method."""
+        return []
+
+    def finalize(self, model: keras.Model) -> keras.Model:
+        """Returns a new model of plain layers that computes what the prepared model computes at inference."""
+        return surgery.rebuild(model, lambda layer: layer.unwrap() if isinstance(layer, Reparameterized) else None)
+
+    def apply(self, model: keras.Model, fit: Fit | None = None) -> keras.Model:
+        """Prepares, trains and finalizes.
+
+        Args:
+            model: the model to compress.
+            fit: compiles and trains the prepared model: `fit(model, callbacks)`. None: no training.
+
+        Returns:
+            The finalized model.
+        """
+        prepared = self.prepare(model)
+        if fit is not None:
+            fit(prepared, self.callbacks())
+        return self.finalize(prepared)
+
+    def _wrap(self, layer: keras.Layer) -> Reparameterized | None:
+        """Returns the reparameterized copy of a layer, or None to leave it as it is."""
+        if isinstance(layer, Reparameterized):
+            source, existing = layer.layer, layer.transforms
+        else:
+            source, existing = layer, {}
+        if not (self.selects(source) and surgery.compressible_weights(source)):
+            return _copy_wrapped(layer) if isinstance(layer, Reparameterized) else None
+        added: dict[str, list[WeightTransform]] = {}
+        for name, variable in surgery.compressible_weights(source).items():
+            value = keras.ops.convert_to_numpy(variable)
+            if name in existing:
+                value = keras.ops.convert_to_numpy(layer.effective_weights()[name])
+            chain = [] if name in existing or not self.preserve else preserving_transforms(value)
+            added[name] = [*chain, *self.transforms_for(source, name, value)]
+        if not any(added.values()):
+            return _copy_wrapped(layer) if isinstance(layer, Reparameterized) else None
+        return _stack(layer, added)
+
+
+class Chain(Compressor):
+    """Several compressors one after the other.
+
+    `apply` runs them in stages: each is prepared on, and trained from, the finalized result of the one before, which is
+    how Deep Compression works; each keeps the structure it finds (see `Compressor.preserve`). `prepare` stacks all of
+    them on one model instead, for training them jointly.
+
+    Args:
+        compressors: the stages, in order.
+    """
+
+    def __init__(self, compressors: Sequence[Compressor]) -> None:
+        super().__init__()
+        self.compressors = tuple(compressors)
+        for compressor in self.compressors:
+            if not isinstance(compressor, Compressor):
+                raise TypeError(
+                    f"Argument `compressors` must hold Compressor objects. Received: {type(compressor).__name__}."
+                )
+
+    def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
+        raise TypeError("A Chain adds no transforms of its own; its stages do.")
+
+    def prepare(self, model: keras.Model) -> keras.Model:
+        for compressor in self.compressors:
+            model = compressor.prepare(model)
+        return model
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        return [callback for compressor in self.compressors for callback in compressor.callbacks()]
+
+    def finalize(self, model: keras.Model) -> keras.Model:
+        for compressor in self.compressors:
+            model = compressor.finalize(model)
+        return model
+
+    def apply(self, model: keras.Model, fit: Fit | Sequence[Fit | None] | None = None) -> keras.Model:
+        """Runs the stages one after the other.
+
+        Args:
+            model: the model to compress.
+            fit: one function `fit(model, callbacks)` for all stages, or one for each stage.
+        """
+        fits = list(fit) if isinstance(fit, Sequence) else [fit] * len(self.compressors)
+        if len(fits) != len(self.compressors):
+            raise ValueError(
+                f"Argument `fit` must be one function or one for each of the {len(self.compressors)} stages. "
+                f"Received: {len(fits)} functions."
+            )
+        for compressor, stage_fit in zip(self.compressors, fits, strict=True):
+            model = compressor.apply(model, stage_fit)
+        return model
+
+
+def setting_for(setting: Any, layer: keras.Layer, default: Any = None) -> Any:
+    """Resolves a setting that is one value for all layers, or a mapping from layer-name patterns to values.
+
+    The first pattern that matches wins; a layer that no pattern matches gets `default`.
+    """
+    if not isinstance(setting, Mapping):
+        return setting
+    for pattern, value in setting.items():
+        if fnmatch.fnmatchcase(layer.name, pattern):
+            return value
+    return default
+
+
+def preserving_transforms(value: np.ndarray) -> list[WeightTransform]:
+    """Returns the transforms that keep the structure found in a weight: shared values, or else zeros."""
+    from tfkit.compression.clustering import SharedValues, is_clustered
+    from tfkit.compression.pruning import Mask, is_sparse
+
+    if is_clustered(value):
+        return [SharedValues(clusters=len(np.unique(value[value != 0])))]
+    if is_sparse(value):
+        return [Mask()]
+    return []
+
+
+def _copy_wrapped(layer: Reparameterized) -> Reparameterized:
+    copy = surgery.copy_layer(layer.layer)
+    transforms = {name: [surgery.copy_layer(t) for t in chain] for name, chain in layer.transforms.items()}
+    wrapped = Reparameterized(copy, transforms, name=layer.name)
+    wrapped.set_weights(layer.get_weights())
+    return wrapped
+
+
+def _stack(layer: keras.Layer, added: Mapping[str, Sequence[WeightTransform]]) -> Reparameterized:
+    """Returns a copy of a layer with transforms added after those it has, each adapted to the value it receives."""
+    if isinstance(layer, Reparameterized):
+        old = _copy_wrapped(layer)
+        inner, kept = old.layer, old.transforms
+    else:
+        inner, kept = surgery.copy_layer(layer), {}
+    chains = {name: [*kept.get(name, ()), *added.get(name, ())] for name in {**kept, **added}}
+    chains = {name: chain for name, chain in chains.items() if chain}
+    wrapped = Reparameterized(inner, chains, name=layer.name)
+    weights = surgery.compressible_weights(inner)
+    for name, chain in wrapped.transforms.items():
+        value = keras.ops.convert_to_tensor(weights[name])
+        for position, transform in enumerate(chain):
+            if position >= len(kept.get(name, ())):
+                transform.adapt(keras.ops.convert_to_numpy(value))
+            value = transform.transform(value)
+    return wrapped

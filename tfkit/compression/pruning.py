@@ -1,0 +1,263 @@
+"""Magnitude pruning: the smallest weights become zero and stay zero.
+
+Paper: Han, Pool, Tran, Dally. Learning both weights and connections for efficient neural networks. NIPS 2015,
+https://arxiv.org/abs/1506.02626; the polynomial schedule is that of Zhu, Gupta. To prune, or not to prune. 2017,
+https://arxiv.org/abs/1710.01878, equation 1.
+
+Differs: the paper derives each layer's threshold from its standard deviation; here the share of zeros is the setting,
+and the threshold is the exact order statistic, so the sparsity that was asked for is the sparsity that comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from tfkit.compression.base import Compressor, setting_for
+from tfkit.compression.reparameterized import Reparameterized, WeightTransform
+from tfkit.internal import surgery
+
+
+def is_sparse(value: np.ndarray) -> bool:
+    """Whether a weight has zeros worth keeping: some exact zeros, but not only zeros."""
+    return 0 < np.count_nonzero(value) < value.size
+
+
+def magnitude_mask(value: np.ndarray, sparsity: float) -> np.ndarray:
+    """Returns a 0/1 array of the shape of `value` with `round(sparsity * size)` zeros at the smallest magnitudes.
+
+    Ties are broken by position, so the count is exact.
+    """
+    zeros = round(sparsity * value.size)
+    mask = np.ones(value.size, dtype=np.float32)
+    if zeros:
+        # A stable order makes the result independent of the platform's partition algorithm.
+        mask[np.argsort(np.abs(value), axis=None, kind="stable")[:zeros]] = 0.0
+    return mask.reshape(value.shape)
+
+
+def global_masks(values: Sequence[np.ndarray], sparsity: float) -> list[np.ndarray]:
+    """Like `magnitude_mask`, with one threshold over all the arrays together."""
+    flat = np.concatenate([np.ravel(value) for value in values])
+    mask = magnitude_mask(flat, sparsity)
+    bounds = np.cumsum([value.size for value in values])[:-1]
+    return [part.reshape(value.shape) for part, value in zip(np.split(mask, bounds), values, strict=True)]
+
+
+def polynomial(progress: float, initial: float, final: float, power: float = 3.0) -> float:
+    """Zhu & Gupta, equation 1: sparsity at `progress` in [0, 1] between the first and the last pruning step."""
+    return final + (initial - final) * (1.0 - min(max(progress, 0.0), 1.0)) ** power
+
+
+@keras.saving.register_keras_serializable(package="tfkit")
+class Mask(WeightTransform):
+    """`w' = w * mask`. Adapting it to a value keeps that value's zeros; masked weights receive no gradient."""
+
+    def build(self, input_shape: Sequence[int]) -> None:
+        self.mask = self.add_weight(
+            name="mask", shape=tuple(input_shape), initializer="ones", trainable=False, autocast=False
+        )
+
+    def adapt(self, value: np.ndarray) -> None:
+        self.mask.assign((value != 0).astype("float32") if is_sparse(value) else np.ones_like(value))
+
+    def transform(self, weight: Any) -> Any:
+        return weight * keras.ops.cast(self.mask, weight.dtype)
+
+
+@keras.saving.register_keras_serializable(package="tfkit")
+class PruningMask(Mask):
+    """A mask that the pruning schedule still moves.
+
+    Args:
+        target: the final share of zeros of this weight; None when one threshold is shared by all layers.
+    """
+
+    def __init__(self, target: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.target = target
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "target": self.target}
+
+
+class MagnitudePruning(Compressor):
+    """Prunes the weights of smallest magnitude, at once or step by step while training.
+
+    Args:
+        sparsity: share of zeros in each weight, in [0, 1); or a mapping from layer-name patterns to shares (layers
+            without a match are left alone). With `scope="global"`, the share over all the weights together.
+        schedule: `"constant"` prunes to `sparsity` when `begin` is reached (at `prepare` if it is 0: one-shot);
+            `"polynomial"` raises the sparsity from `initial_sparsity` along a cubic between `begin` and `end`.
+        begin: first pruning step; an int counts training steps, a float in [0, 1] is a fraction of the `fit` call.
+        end: last pruning step of the polynomial schedule, in the unit of `begin`. After it the mask stays as it is.
+        frequency: training steps between two updates of the mask.
+        initial_sparsity: where the polynomial schedule starts.
+        scope: `"layer"`, each weight to its own share; or `"global"`, one threshold for all.
+        include, exclude, preserve: see `Compressor`.
+    """
+
+    def __init__(
+        self,
+        sparsity: float | Mapping[str, float] = 0.8,
+        *,
+        schedule: Literal["constant", "polynomial"] = "polynomial",
+        begin: int | float = 0.0,
+        end: int | float = 0.6,
+        frequency: int = 20,
+        initial_sparsity: float = 0.0,
+        scope: Literal["layer", "global"] = "layer",
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        preserve: bool = True,
+    ) -> None:
+        super().__init__(include=include, exclude=exclude, preserve=preserve)
+        for share in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
+            _check_share("sparsity", share)
+        _check_share("initial_sparsity", initial_sparsity)
+        if schedule not in ("constant", "polynomial"):
+            raise ValueError(f"Argument `schedule` must be 'constant' or 'polynomial'. Received: {schedule!r}.")
+        if scope not in ("layer", "global"):
+            raise ValueError(f"Argument `scope` must be 'layer' or 'global'. Received: {scope!r}.")
+        if scope == "global" and isinstance(sparsity, Mapping):
+            raise ValueError(
+                "Argument `sparsity` must be one number with scope='global', where one threshold serves all layers. "
+                f"Received: {dict(sparsity)}. Use scope='layer'."
+            )
+        for argument, moment in (("begin", begin), ("end", end)):
+            if moment < 0 or (isinstance(moment, float) and moment > 1):
+                raise ValueError(
+                    f"Argument `{argument}` must be an int >= 0 (training steps) or a float in [0, 1] (fraction of the "
+                    f"training). Received: {moment!r}."
+                )
+        if schedule == "polynomial" and type(begin) is type(end) and end < begin:
+            raise ValueError(f"Argument `end` must not be before `begin`. Received: begin={begin}, end={end}.")
+        if frequency < 1:
+            raise ValueError(f"Argument `frequency` must be at least 1 training step. Received: {frequency}.")
+        self.sparsity = sparsity
+        self.schedule = schedule
+        self.begin = begin
+        self.end = end
+        self.frequency = frequency
+        self.initial_sparsity = initial_sparsity
+        self.scope = scope
+
+    def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
+        target = setting_for(self.sparsity, layer)
+        if target is None:
+            return []
+        return [PruningMask(target=None if self.scope == "global" else float(target))]
+
+    def prepare(self, model: keras.Model) -> keras.Model:
+        prepared = super().prepare(model)
+        if self.schedule == "constant" and self.begin == 0:
+            self.update_masks(prepared, ramp=1.0)
+        elif self.schedule == "polynomial" and self.begin == 0 and self.initial_sparsity > 0:
+            self.update_masks(prepared, ramp=0.0)
+        return prepared
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        return [PruningCallback(self)]
+
+    def update_masks(self, model: keras.Model, ramp: float) -> None:
+        """Sets every pruning mask from the current magnitudes.
+
+        Args:
+            model: a model prepared by this compressor.
+            ramp: progress along the schedule in [0, 1]; 1 is the final sparsity.
+        """
+        masks, values = [], []
+        for mask, value in _pruning_masks(model):
+            masks.append(mask)
+            values.append(value)
+        if not masks:
+            return
+        if self.scope == "global":
+            share = self._share(float(self.sparsity), ramp)  # type: ignore[arg-type]
+            updated = global_masks(values, share)
+        else:
+            updated = [
+                magnitude_mask(value, self._share(mask.target, ramp)) for mask, value in zip(masks, values, strict=True)
+            ]
+        for mask, new in zip(masks, updated, strict=True):
+            mask.mask.assign(new)
+
+    def _share(self, target: float, ramp: float) -> float:
+        if self.schedule == "constant":
+            return target
+        return polynomial(ramp, min(self.initial_sparsity, target), target)
+
+
+class PruningCallback(keras.callbacks.Callback):
+    """Moves the masks of a prepared model along the schedule of its `MagnitudePruning`; logs the sparsity."""
+
+    def __init__(self, pruning: MagnitudePruning) -> None:
+        super().__init__()
+        self.pruning = pruning
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not any(True for _ in _pruning_masks(self.model)):
+            raise ValueError(
+                "The pruning callback must train a model that `MagnitudePruning.prepare` gave. "
+                f"Received: model '{self.model.name}' without pruning masks."
+            )
+        steps = self.params.get("steps")
+        total = steps * self.params["epochs"] if steps else None
+        self._step = int(self.model.optimizer.iterations)
+        self._begin = self._in_steps("begin", self.pruning.begin, total)
+        self._end = self._in_steps("end", self.pruning.end, total)
+        self._done = False
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        step, pruning = self._step, self.pruning
+        self._step += 1
+        if self._done or step < self._begin:
+            return
+        last = pruning.schedule == "constant" or step >= self._end
+        if last or (step - self._begin) % pruning.frequency == 0:
+            span = max(self._end - self._begin, 1)
+            pruning.update_masks(self.model, ramp=1.0 if last else (step - self._begin) / span)
+        self._done = last
+
+    def on_train_end(self, logs: Any = None) -> None:
+        # A fit shorter than the schedule still ends at the sparsity that was asked for.
+        if not self._done and self._step >= self._begin:
+            self.pruning.update_masks(self.model, ramp=1.0)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if logs is not None:
+            kept = [keras.ops.convert_to_numpy(mask.mask) for mask, _ in _pruning_masks(self.model)]
+            logs["sparsity"] = 1.0 - sum(float(m.sum()) for m in kept) / sum(m.size for m in kept)
+
+    def _in_steps(self, name: str, moment: int | float, total: int | None) -> int:
+        if not isinstance(moment, float):
+            return int(moment)
+        if total is None and moment > 0:
+            raise ValueError(
+                f"Argument `{name}` of MagnitudePruning must be a number of steps when the length of an epoch is "
+                f"unknown. Received: the fraction {moment}. Pass an int, or `steps_per_epoch` to `fit`."
+            )
+        return round(moment * total) if total else 0
+
+
+def _pruning_masks(model: keras.Model) -> list[tuple[PruningMask, np.ndarray]]:
+    """Returns each pruning mask of a model with the value of the weight just before it is applied."""
+    found = []
+    for layer in surgery.leaf_layers(model):
+        if isinstance(layer, Reparameterized):
+            weights = surgery.compressible_weights(layer.layer)
+            for name, chain in layer.transforms.items():
+                value = keras.ops.convert_to_tensor(weights[name])
+                for transform in chain:
+                    if isinstance(transform, PruningMask):
+                        found.append((transform, keras.ops.convert_to_numpy(value)))
+                    value = transform.transform(value)
+    return found
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share < 1:
+        raise ValueError(f"Argument `{name}` must be a share in [0, 1). Received: {share!r}. For 90 % write 0.9.")

@@ -1,0 +1,1 @@
+"""Shared machinery that is not part of the public interface."""

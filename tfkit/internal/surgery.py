@@ -1,0 +1,182 @@
+"""Model surgery: copy a Keras model while replacing layers and intercepting calls.
+
+Every method that changes a model's structure goes through `rebuild`, so that nested models, shared layers, multiple
+inputs and structured outputs are handled in one place, and the model that was given is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+Replace = Callable[[keras.Layer], keras.Layer | None]
+Call = Callable[..., Any]
+
+#: Layers whose weights are worth compressing, and the names those weights carry in Keras.
+WEIGHT_LAYERS: tuple[type[keras.Layer], ...] = (
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+    keras.layers.LSTMCell,
+    keras.layers.GRUCell,
+    keras.layers.SimpleRNNCell,
+    keras.layers.Embedding,
+)
+WEIGHT_NAMES = frozenset({"kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel", "embeddings"})
+
+
+def is_graph(model: Any) -> bool:
+    """Whether `model` is a functional or sequential Keras 3 model, i.e. a graph of layers that can be rebuilt."""
+    return isinstance(model, keras.Sequential) or (isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth"))
+
+
+def as_functional(model: keras.Model) -> keras.Model:
+    """Returns a functional view of a functional or built sequential model; the layers are shared, not copied.
+
+    Raises:
+        TypeError: if `model` is not a Keras 3 model, or is a subclassed one.
+        ValueError: if a sequential model has not been built.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            f"Argument `model` must be a Keras 3 model. Received: {type(model).__module__}.{type(model).__name__}. "
+            "Load a tf_keras model's weights into a Keras 3 model of the same architecture first."
+        )
+    if not is_graph(model):
+        raise TypeError(
+            f"Argument `model` must be a functional or sequential model, since its layers are replaced one by one. "
+            f"Received: the subclassed model '{model.name}' of type {type(model).__name__}. If its `call` only chains "
+            "layers, write `inputs = keras.Input(shape); model = keras.Model(inputs, model.call(inputs))` and pass that."
+        )
+    if not model.built or not getattr(model, "inputs", None):
+        raise ValueError(
+            f"Argument `model` must be built. Received: the unbuilt sequential model '{model.name}'. "
+            "Start it with `keras.Input(shape)`, or call it once on data."
+        )
+    # The constructor of the base class gives a model without the compile state, loss and metrics of the original.
+    if isinstance(model, keras.Sequential):
+        # `input` and `output` of a nested sequential model are those of the place where it is called.
+        return keras.Model(_single(model.inputs), _single(model.outputs), name=model.name)
+    return keras.Model(model.input, model.output, name=model.name)
+
+
+def _single(tensors: list[Any]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def copy_layer(layer: keras.Layer, **overrides: Any) -> keras.Layer:
+    """Returns a new layer of the same configuration, built and with the same weights, if `layer` was built.
+
+    Args:
+        layer: any layer with a complete `get_config`.
+        **overrides: configuration entries to change; they must not change the shapes of the weights.
+    """
+    clone = layer.__class__.from_config({**layer.get_config(), **overrides})
+    build_config = layer.get_build_config()
+    if layer.built and build_config and layer.weights:
+        clone.build_from_config(build_config)
+        clone.set_weights(layer.get_weights())
+    return clone
+
+
+def rebuild(model: keras.Model, replace: Replace | None = None, call: Call | None = None) -> keras.Model:
+    """Copies a model layer by layer; weights are copied too, and nothing is shared with the original.
+
+    Args:
+        model: a functional or built sequential model; nested models are rebuilt in the same way, and a layer used
+            several times is replaced once and stays shared.
+        replace: gives the layer to use instead of the one it receives, or None for a plain copy. The result must be
+            built and carry its own weights.
+        call: `call(original_layer, new_layer, *args, **kwargs)` gives the outputs of one node of the graph; by default
+            `new_layer(*args, **kwargs)`. Insert layers, or drop one by returning its input, here.
+
+    Returns:
+        A new, uncompiled functional model with the same name, inputs and outputs.
+    """
+    view = as_functional(model)
+    originals: dict[int, keras.Layer] = {}
+    copies: dict[int, keras.Layer] = {}
+    fresh: list[tuple[keras.Layer, keras.Layer]] = []
+
+    def clone(layer: Any) -> Any:
+        if id(layer) in copies:
+            return copies[id(layer)]
+        if not isinstance(layer, keras.Layer):
+            return layer  # A keras.ops operation: it has no state to copy.
+        if is_graph(layer):
+            new = _clone_graph(as_functional(layer))
+        else:
+            new = replace(layer) if replace is not None else None
+            if new is None:
+                new = layer.__class__.from_config(layer.get_config())
+                fresh.append((layer, new))
+        copies[id(layer)] = new
+        originals[id(new)] = layer
+        return new
+
+    def invoke(new: Any, *args: Any, **kwargs: Any) -> Any:
+        original = originals.get(id(new), new)
+        if call is None or is_graph(new):
+            return new(*args, **kwargs)
+        return call(original, new, *args, **kwargs)
+
+    def _clone_graph(graph: keras.Model) -> keras.Model:
+        return keras.models.clone_model(graph, clone_function=clone, call_function=invoke)
+
+    result = _clone_graph(view)
+    for layer, new in fresh:
+        if layer.weights:
+            new.set_weights(layer.get_weights())
+    return result
+
+
+def leaf_layers(model: keras.Model) -> Iterator[keras.Layer]:
+    """Yields each layer of a model once, nested models opened, input layers left out, in graph order."""
+    seen: set[int] = set()
+
+    def walk(graph: keras.Model) -> Iterator[keras.Layer]:
+        for layer in graph.layers:
+            if id(layer) in seen or isinstance(layer, keras.layers.InputLayer):
+                continue
+            seen.add(id(layer))
+            if is_graph(layer):
+                yield from walk(layer)
+            else:
+                yield layer
+
+    yield from walk(model)
+
+
+def compressible_weights(layer: keras.Layer) -> dict[str, keras.Variable]:
+    """Returns the weights of a layer, or of the layers inside it, that compression may transform.
+
+    The keys are paths relative to the layer: `kernel`, `query/kernel`, `forward_layer/cell/recurrent_kernel`. Biases,
+    normalisation parameters and statistics are left out: they are few, and TFLite stores them in 32 bits anyway.
+    """
+    found: dict[str, keras.Variable] = {}
+    seen: set[int] = set()
+
+    def walk(owner: keras.Layer, prefix: str) -> None:
+        seen.add(id(owner))
+        if isinstance(owner, WEIGHT_LAYERS):
+            for variable in (*owner._trainable_variables, *owner._non_trainable_variables):
+                if variable.name in WEIGHT_NAMES:
+                    found[prefix + variable.name] = variable
+        for child in owner._layers:
+            if id(child) not in seen:
+                walk(child, f"{prefix}{child.name}/")
+
+    walk(layer, "")
+    return found
+
