@@ -74,15 +74,18 @@ class Compressor(abc.ABC):
             return new
 
         prepared = surgery.rebuild(model, replace)
-        if not wrapped:
+        self._warn_if_unchanged(model, wrapped > 0)
+        return prepared
+
+    def _warn_if_unchanged(self, model: keras.Model, changed: bool) -> None:
+        if not changed:
             names = [layer.name for layer in surgery.leaf_layers(model)]
             warnings.warn(
-                f"{type(self).__name__} changed nothing: no layer with weights matches include={self.include}, "
+                f"{type(self).__name__} changed nothing: no layer it handles matches include={self.include}, "
                 f"exclude={self.exclude}. The model's layers: {names}.",
                 NoEffectWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        return prepared
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """Returns the callbacks that `fit` needs for this method."""
@@ -109,10 +112,8 @@ class Compressor(abc.ABC):
 
     def _wrap(self, layer: keras.Layer) -> Reparameterized | None:
         """Returns the reparameterized copy of a layer, or None to leave it as it is."""
-        if isinstance(layer, Reparameterized):
-            source, existing = layer.layer, layer.transforms
-        else:
-            source, existing = layer, {}
+        source = surgery.source(layer)
+        existing = layer.transforms if isinstance(layer, Reparameterized) else {}
         if not (self.selects(source) and surgery.compressible_weights(source)):
             return _copy_wrapped(layer) if isinstance(layer, Reparameterized) else None
         added: dict[str, list[WeightTransform]] = {}
@@ -182,14 +183,15 @@ class Chain(Compressor):
 
 
 def setting_for(setting: Any, layer: keras.Layer, default: Any = None) -> Any:
-    """Resolves a setting that is one value for all layers, or a mapping from layer-name patterns to values.
+    """Resolves a setting that is one value for all layers, or a mapping from patterns to values.
 
-    The first pattern that matches wins; a layer that no pattern matches gets `default`.
+    A pattern is matched against the layer's name, then against its class (`"fc*"`, `"Conv2D"`). The first pattern that
+    matches wins; a layer that no pattern matches gets `default`.
     """
     if not isinstance(setting, Mapping):
         return setting
     for pattern, value in setting.items():
-        if fnmatch.fnmatchcase(layer.name, pattern):
+        if any(fnmatch.fnmatchcase(label, pattern) for label in (layer.name, type(layer).__name__)):
             return value
     return default
 

@@ -105,8 +105,8 @@ class MagnitudePruning(Compressor):
         sparsity: float | Mapping[str, float] = 0.8,
         *,
         schedule: Literal["constant", "polynomial"] = "polynomial",
-        begin: int | float = 0.0,
-        end: int | float = 0.6,
+        begin: float = 0.0,
+        end: float = 0.6,
         frequency: int = 20,
         initial_sparsity: float = 0.0,
         scope: Literal["layer", "global"] = "layer",
@@ -232,7 +232,7 @@ class PruningCallback(keras.callbacks.Callback):
             kept = [keras.ops.convert_to_numpy(mask.mask) for mask, _ in _pruning_masks(self.model)]
             logs["sparsity"] = 1.0 - sum(float(m.sum()) for m in kept) / sum(m.size for m in kept)
 
-    def _in_steps(self, name: str, moment: int | float, total: int | None) -> int:
+    def _in_steps(self, name: str, moment: float, total: int | None) -> int:
         if not isinstance(moment, float):
             return int(moment)
         if total is None and moment > 0:

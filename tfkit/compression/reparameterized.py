@@ -54,6 +54,8 @@ class Reparameterized(keras.layers.Layer):
     statistics, seeds) reach the wrapped layer.
     """
 
+    is_reparameterized = True
+
     def __init__(
         self, layer: keras.Layer, transforms: Mapping[str, Sequence[WeightTransform]], **kwargs: Any
     ) -> None:
@@ -129,8 +131,8 @@ class Reparameterized(keras.layers.Layer):
         for name, chain in self.transforms.items():
             for transform in chain:
                 constraint = transform.constraint(values[name])
-                if constraint is not None and "/" not in name:
-                    overrides[f"{name}_constraint"] = keras.constraints.serialize(constraint)
+                if constraint is not None:
+                    overrides[surgery.constraint_name(self.layer, name)] = keras.constraints.serialize(constraint)
         plain = surgery.copy_layer(self.layer, **overrides)
         for name, variable in surgery.compressible_weights(plain).items():
             if name in values:

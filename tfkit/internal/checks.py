@@ -49,7 +49,7 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
         isinstance(value, Real)
         and not isinstance(value, bool)
         and math.isfinite(value)
-        and low <= value <= high
+        and low <= float(value) <= high
         and not (open_high and value == high)
     )
     if not inside:

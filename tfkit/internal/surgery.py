@@ -36,6 +36,11 @@ WEIGHT_LAYERS: tuple[type[keras.Layer], ...] = (
 WEIGHT_NAMES = frozenset({"kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel", "embeddings"})
 
 
+def source(layer: Any) -> Any:
+    """Returns the layer behind a `Reparameterized` wrapper, or the layer itself."""
+    return layer.layer if getattr(layer, "is_reparameterized", False) else layer
+
+
 def is_graph(model: Any) -> bool:
     """Whether `model` is a functional or sequential Keras 3 model, i.e. a graph of layers that can be rebuilt."""
     return isinstance(model, keras.Sequential) or (isinstance(model, keras.Model) and hasattr(model, "_nodes_by_depth"))
@@ -90,7 +95,9 @@ def copy_layer(layer: keras.Layer, **overrides: Any) -> keras.Layer:
     return clone
 
 
-def rebuild(model: keras.Model, replace: Replace | None = None, call: Call | None = None) -> keras.Model:
+def rebuild(
+    model: keras.Model, replace: Replace | None = None, call: Call | None = None, *, inline: bool = False
+) -> keras.Model:
     """Copies a model layer by layer; weights are copied too, and nothing is shared with the original.
 
     Args:
@@ -100,45 +107,87 @@ def rebuild(model: keras.Model, replace: Replace | None = None, call: Call | Non
             built and carry its own weights.
         call: `call(original_layer, new_layer, *args, **kwargs)` gives the outputs of one node of the graph; by default
             `new_layer(*args, **kwargs)`. Insert layers, or drop one by returning its input, here.
+        inline: put the layers of nested models into one flat graph; a name that occurs twice gets its model's in front.
 
     Returns:
         A new, uncompiled functional model with the same name, inputs and outputs.
     """
-    view = as_functional(model)
     originals: dict[int, keras.Layer] = {}
     copies: dict[int, keras.Layer] = {}
     fresh: list[tuple[keras.Layer, keras.Layer]] = []
+    names: set[str] = set()
 
-    def clone(layer: Any) -> Any:
+    def clone(layer: Any, scope: str) -> Any:
         if id(layer) in copies:
             return copies[id(layer)]
         if not isinstance(layer, keras.Layer):
             return layer  # A keras.ops operation: it has no state to copy.
         if is_graph(layer):
-            new = _clone_graph(as_functional(layer))
+            new = layer if inline else run(as_functional(layer), scope)
         else:
             new = replace(layer) if replace is not None else None
             if new is None:
                 new = layer.__class__.from_config(layer.get_config())
                 fresh.append((layer, new))
+            if inline and new.name in names:
+                new.name = f"{scope}_{new.name}"
+            names.add(new.name)
         copies[id(layer)] = new
         originals[id(new)] = layer
         return new
 
-    def invoke(new: Any, *args: Any, **kwargs: Any) -> Any:
-        original = originals.get(id(new), new)
-        if call is None or is_graph(new):
-            return new(*args, **kwargs)
-        return call(original, new, *args, **kwargs)
+    def run(graph: keras.Model, scope: str, inputs: Any = None) -> Any:
+        def invoke(new: Any, *args: Any, **kwargs: Any) -> Any:
+            if is_graph(new):
+                return run(as_functional(new), new.name, args[0]) if inline else new(*args, **kwargs)
+            if call is None:
+                return new(*args, **kwargs)
+            return call(originals.get(id(new), new), new, *args, **kwargs)
 
-    def _clone_graph(graph: keras.Model) -> keras.Model:
-        return keras.models.clone_model(graph, clone_function=clone, call_function=invoke)
+        tensors = inputs
+        if inputs is None:
+            tensors = keras.tree.map_structure(
+                lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), graph.input
+            )
+        # What `keras.models.clone_model` does, without its compile step and with nested models under our control.
+        outputs = graph._run_through_graph(tensors, operation_fn=lambda layer: clone(layer, scope), call_fn=invoke)
+        return outputs if inputs is not None else keras.Model(tensors, outputs, name=graph.name)
 
-    result = _clone_graph(view)
+    view = as_functional(model)
+    result = run(view, view.name)
     for layer, new in fresh:
-        if layer.weights:
+        if layer.weights and new.built:  # A layer that `call` dropped was never built.
             new.set_weights(layer.get_weights())
     return result
+
+
+def sole_consumers(model: keras.Model) -> dict[int, Any]:
+    """Maps `id(layer)` to the one operation that reads the output of a layer.
+
+    Layers that are called more than once, whose output is read by several operations, or whose output leaves the graph
+    are left out. Nested models are opened.
+    """
+    consumers: dict[int, Any] = {}
+
+    def walk(graph: keras.Model) -> None:
+        readers: dict[int, list[Any]] = {}
+        calls: dict[int, int] = {}
+        nodes = [node for depth in graph._nodes_by_depth.values() for node in depth if not node.is_input]
+        for node in nodes:
+            calls[id(node.operation)] = calls.get(id(node.operation), 0) + 1
+            for tensor in node.input_tensors:
+                readers.setdefault(id(tensor), []).append(node.operation)
+        leaving = {id(tensor) for tensor in graph.outputs}
+        for node in nodes:
+            if is_graph(node.operation):
+                walk(as_functional(node.operation))
+            elif len(node.outputs) == 1 and calls[id(node.operation)] == 1 and id(node.outputs[0]) not in leaving:
+                reading = readers.get(id(node.outputs[0]), [])
+                if len(reading) == 1:
+                    consumers[id(node.operation)] = reading[0]
+
+    walk(as_functional(model))
+    return consumers
 
 
 def leaf_layers(model: keras.Model) -> Iterator[keras.Layer]:
@@ -180,3 +229,15 @@ def compressible_weights(layer: keras.Layer) -> dict[str, keras.Variable]:
     walk(layer, "")
     return found
 
+
+
+def constraint_name(layer: keras.Layer, weight: str) -> str:
+    """Returns the constructor argument that sets the constraint of a layer's own weight."""
+    depthwise = isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D))
+    return "depthwise_constraint" if depthwise else f"{weight}_constraint"
+
+
+def activation_name(layer: Any) -> str:
+    """Returns the name of a layer's own activation; "linear" where it has none."""
+    function = getattr(layer, "activation", None)
+    return "linear" if function is None else str(keras.activations.serialize(function))

@@ -1,0 +1,297 @@
+"""Int8 quantization-aware training: train with the rounding that the phone will do.
+
+Paper: Jacob et al. Quantization and training of neural networks for efficient integer-arithmetic-only inference. CVPR
+2018, https://arxiv.org/abs/1712.05877, section 3.
+
+Differs: weights are quantized by output channel, before batch normalization. Folding multiplies a channel's weights by
+one number, so the integers are the same before and after it, and training needs neither the paper's second convolution
+nor corrections for the batch statistics: a convolution with its normalization (and ReLU) trains as ever, and becomes
+one integer operation at `finalize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from tfkit.compression.base import Compressor
+from tfkit.compression.clustering import is_clustered
+from tfkit.compression.fake_quantize import FakeQuantize, FakeQuantizeWeight
+from tfkit.compression.reparameterized import WeightTransform
+from tfkit.internal import folding, surgery
+
+WEIGHTED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+#: Move or select values: their output lies on the grid of their input.
+SAME_GRID = {
+    "MaxPooling1D", "MaxPooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "Flatten", "Reshape", "Permute",
+    "ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D", "RepeatVector", "Identity", "Dropout",
+    "SpatialDropout1D", "SpatialDropout2D", "Transpose", "Squeeze", "ExpandDims", "ActivityRegularization",
+}  # fmt: skip
+#: Compute new values with an integer kernel, and so need a grid for their output.
+REQUANTIZED = {
+    "Add", "Subtract", "Multiply", "Concatenate", "AveragePooling1D", "AveragePooling2D", "GlobalAveragePooling1D",
+    "GlobalAveragePooling2D", "ReLU", "Relu", "LeakyReLU",
+}  # fmt: skip
+#: The output grids that TFLite's integer kernels prescribe.
+FIXED_RANGES = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
+FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
+REASONS = {
+    "BatchNormalization": "no linear layer before it to fold into",
+    "LayerNormalization": "TFLite has no integer kernel for it",
+    "MultiHeadAttention": "softmax of batched products loses too much in 8 bits without dedicated kernels",
+    "LSTM": "recurrent state would need 16-bit kernels",
+    "GRU": "recurrent state would need 16-bit kernels",
+    "Embedding": "a table look-up; quantize it with `dynamic` range",
+    "Conv3D": "TFLite has no integer kernel for it",
+}
+
+
+class QuantizationRow(NamedTuple):
+    """What quantization-aware training did with one layer."""
+
+    layer: str
+    kind: str
+    status: str  # "int8", "folded", "float" or "same grid"
+    note: str
+
+
+class QuantizationAware(Compressor):
+    """Prepares a model so that what it trains is what an int8 `.tflite` file computes.
+
+    Dense, Conv1D/2D, DepthwiseConv2D and SeparableConv2D (split in two) get int8 weights; each batch normalization
+    after one of them is folded at `finalize`, and a ReLU or ReLU6 is fused. Residual adds, concatenations and poolings
+    are quantized; the inputs of a concatenation share its output's grid. LayerNormalization, attention, recurrent
+    layers and activations such as GELU stay in float, knowingly: `report()` names every layer, and why.
+
+    Weight tensors that arrive clustered get one scale for the whole tensor, so that shared values stay shared.
+
+    Args:
+        bits: width of the weights' integers; TFLite's kernels take 8.
+        momentum: of the moving average of the activations' ranges.
+        include, exclude, preserve: see `Compressor`; a layer left out is computed in float.
+    """
+
+    def __init__(
+        self,
+        *,
+        bits: int = 8,
+        momentum: float = 0.99,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        preserve: bool = True,
+    ) -> None:
+        super().__init__(include=include, exclude=exclude, preserve=preserve)
+        if not 2 <= bits <= 8:
+            raise ValueError(f"Argument `bits` must be from 2 to 8. Received: {bits}.")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"Argument `momentum` must be in [0, 1). Received: {momentum}.")
+        self.bits = bits
+        self.momentum = momentum
+        self._rows: list[QuantizationRow] = []
+
+    def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
+        if not isinstance(layer, WEIGHTED):
+            return []
+        per_channel = not (self.preserve and is_clustered(value))
+        depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+        return [FakeQuantizeWeight(self.bits, depthwise, per_channel)]
+
+    def prepare(self, model: keras.Model) -> keras.Model:
+        split = _SeparableSplitter(self)
+        rewriter = _Rewriter(self, surgery.rebuild(model, split.replace, split.call, inline=True))
+        prepared = surgery.rebuild(rewriter.model, rewriter.replace, rewriter.call)
+        self._rows = list(rewriter.rows.values())
+        self._warn_if_unchanged(model, any(row.status == "int8" for row in self._rows))
+        return prepared
+
+    def finalize(self, model: keras.Model) -> keras.Model:
+        """Returns the model that an int8 file will compute: weights on their grids, normalizations folded.
+
+        Plain layers, with `FakeQuantize` layers of fixed range at the activations: export it with
+        `tfkit.export.convert(..., quantization="int8-qat")`.
+
+        Raises:
+            ValueError: if an activation's range was never observed, because the prepared model was not trained.
+        """
+        plain = super().finalize(model)
+        frozen = surgery.rebuild(plain, lambda layer: layer.freeze() if isinstance(layer, FakeQuantize) else None)
+        return folding.fold_batch_normalization(frozen)
+
+    def report(self) -> list[QuantizationRow]:
+        """Returns, for the last model prepared, what was quantized, what stays in float, and why."""
+        return list(self._rows)
+
+
+class _SeparableSplitter:
+    """Writes a SeparableConv2D as the depthwise and the pointwise convolution that it is, each to be quantized."""
+
+    def __init__(self, compressor: QuantizationAware) -> None:
+        self.compressor = compressor
+        self.pointwise: dict[int, keras.layers.Conv2D] = {}
+
+    def replace(self, layer: keras.Layer) -> keras.Layer | None:
+        if not isinstance(layer, keras.layers.SeparableConv2D) or not self.compressor.selects(layer):
+            return None
+        channels = layer.depthwise_kernel.shape[2] * layer.depth_multiplier
+        depthwise = keras.layers.DepthwiseConv2D(
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            depth_multiplier=layer.depth_multiplier,
+            data_format=layer.data_format,
+            dilation_rate=layer.dilation_rate,
+            use_bias=False,
+            name=f"{layer.name}_depthwise",
+        )
+        depthwise.build_from_config(layer.get_build_config())
+        depthwise.kernel.assign(layer.depthwise_kernel)
+        pointwise = keras.layers.Conv2D(
+            layer.filters,
+            1,
+            data_format=layer.data_format,
+            use_bias=layer.use_bias,
+            activation=layer.activation,
+            name=f"{layer.name}_pointwise",
+        )
+        pointwise.build((None, None, None, channels))
+        pointwise.kernel.assign(layer.pointwise_kernel)
+        if layer.use_bias:
+            pointwise.bias.assign(layer.bias)
+        self.pointwise[id(layer)] = pointwise
+        return depthwise
+
+    def call(self, original: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = new(*args, **kwargs)
+        return self.pointwise[id(original)](outputs) if id(original) in self.pointwise else outputs
+
+
+class _Rewriter:
+    """The rules by which `QuantizationAware.prepare` rewrites one flat graph, and what it remembers on the way."""
+
+    def __init__(self, compressor: QuantizationAware, model: keras.Model) -> None:
+        self.compressor = compressor
+        self.model = model
+        self.consumers = surgery.sole_consumers(model)
+        self.folded = {id(norm) for norm in folding.foldable_pairs(model).values()}
+        # Symbolic tensors are kept beside their ids, which would otherwise be used again.
+        self.on_grid: dict[int, Any] = {}  # Tensors that carry int8 values.
+        self.deferred: dict[int, Any] = {}  # Outputs of linear layers whose normalization or ReLU is still to come.
+        self.quantizers: dict[int, Any] = {}
+        self.rows: dict[str, QuantizationRow] = {}
+        self.names = {layer.name for layer in model.layers}
+
+    def replace(self, layer: keras.Layer) -> keras.Layer | None:
+        source = surgery.source(layer)
+        if not isinstance(source, WEIGHTED) or not self.compressor.selects(source):
+            return None
+        if source is layer and not _fuses(source):
+            layer = surgery.copy_layer(source, activation="linear")
+        return self.compressor._wrap(layer)
+
+    def call(self, original: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
+        source = surgery.source(original)
+        kind = type(source).__name__
+        inputs = keras.tree.flatten((args, kwargs))
+        if isinstance(source, WEIGHTED) and self.compressor.selects(source):
+            return self.weighted(original, source, new, args[0])
+        if id(source) in self.folded and id(args[0]) in self.deferred:
+            self.note(source, "folded", "into the layer before it")
+            return self.finish(original, new(*args, **kwargs), source.name)
+        if _is_relu(source) and id(args[0]) in self.deferred:
+            self.note(source, "folded", "fused into the layer before it")
+            return self.quantized(new(*args, **kwargs), source.name)
+        if kind in SAME_GRID or (kind == "UpSampling2D" and source.interpolation == "nearest"):
+            outputs = new(*args, **kwargs)
+            if all(id(x) in self.on_grid for x in inputs if _is_tensor(x)):
+                self.on_grid[id(outputs)] = outputs
+                self.note(source, "same grid", "")
+            return outputs
+        if isinstance(source, keras.layers.Activation) and not _is_relu(source):
+            return self.activation(source.activation, source, new, args[0])
+        if isinstance(source, keras.layers.Softmax):
+            return self.activation(keras.activations.softmax, source, new, args[0])
+        if (kind in REQUANTIZED or _is_relu(source)) and all(_is_tensor(x) for x in inputs):
+            arguments = keras.tree.map_structure(self.to_grid, (args, kwargs))
+            self.note(source, "int8", "")
+            return self.finish(original, new(*arguments[0], **arguments[1]), source.name)
+        if isinstance(source, keras.Layer) and source.weights:
+            self.note(source, "float", REASONS.get(kind, "no integer form of this layer here"))
+        return new(*args, **kwargs)
+
+    def weighted(self, original: Any, source: Any, new: Any, x: Any) -> Any:
+        outputs = new(self.to_grid(x))
+        grids = "per channel"
+        if any(isinstance(t, FakeQuantizeWeight) and not t.per_channel for t in new.transforms.get("kernel", ())):
+            grids = "one scale, as its values are shared"
+        self.note(source, "int8", grids)
+        if _fuses(source):
+            return self.finish(original, outputs, source.name)
+        on_grid = self.quantized(outputs, source.name)
+        split = keras.layers.Activation(source.activation, name=self.unique(f"{source.name}_activation"))
+        return self.activation(source.activation, split, split, on_grid)
+
+    def activation(self, function: Any, source: Any, new: Any, x: Any) -> Any:
+        name = keras.activations.serialize(function)
+        if name not in FIXED_RANGES:
+            self.note(source, "float", f"activation {name} has no integer kernel")
+            return new(x)
+        self.note(source, "int8", "on the grid that the kernel prescribes")
+        low, high = FIXED_RANGES[name]
+        return self.quantized(new(self.to_grid(x)), source.name, minimum=low, maximum=high)
+
+    def finish(self, original: Any, outputs: Any, name: str) -> Any:
+        """Quantizes an output, unless what reads it will be merged with what made it."""
+        follower = self.consumers.get(id(original))
+        linear = surgery.activation_name(surgery.source(original)) == "linear"
+        if id(follower) in self.folded or (linear and _is_relu(follower)):
+            self.deferred[id(outputs)] = outputs
+            return outputs
+        if type(follower).__name__ == "Concatenate":
+            # Rounding after joining is rounding before it, with one grid for all parts.
+            self.on_grid[id(outputs)] = outputs
+            return outputs
+        return self.quantized(outputs, name)
+
+    def to_grid(self, x: Any) -> Any:
+        if not _is_tensor(x) or id(x) in self.on_grid:
+            return x
+        if id(x) not in self.quantizers:
+            self.quantizers[id(x)] = (x, self.quantized(x, x.name))
+        return self.quantizers[id(x)][1]
+
+    def quantized(self, x: Any, name: str, **options: Any) -> Any:
+        layer = FakeQuantize(momentum=self.compressor.momentum, name=self.unique(f"{name}_quantize"), **options)
+        outputs = layer(x)
+        self.on_grid[id(outputs)] = outputs
+        return outputs
+
+    def unique(self, name: str) -> str:
+        base, number = name.replace("/", "_"), 1
+        name = base
+        while name in self.names:
+            number += 1
+            name = f"{base}_{number}"
+        self.names.add(name)
+        return name
+
+    def note(self, layer: Any, status: str, note: str) -> None:
+        self.rows[layer.name] = QuantizationRow(layer.name, type(layer).__name__, status, note)
+
+
+def _is_tensor(x: Any) -> bool:
+    return isinstance(x, keras.KerasTensor)
+
+
+def _is_relu(layer: Any) -> bool:
+    if isinstance(layer, keras.layers.ReLU):
+        return layer.max_value in (None, 6.0) and not layer.negative_slope and not layer.threshold
+    if isinstance(layer, keras.layers.Activation):
+        return surgery.activation_name(layer) in ("relu", "relu6")
+    return type(layer).__name__ == "Relu"
+
+
+def _fuses(layer: Any) -> bool:
+    return surgery.activation_name(layer) in FUSED_ACTIVATIONS
