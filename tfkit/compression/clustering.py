@@ -87,9 +87,7 @@ class SharedValues(WeightTransform):
 
     replaces_weight = True
 
-    def __init__(
-        self, clusters: int, initialization: Initialization = "linear", seed: int = 0, **kwargs: Any
-    ) -> None:
+    def __init__(self, clusters: int, initialization: Initialization = "linear", seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.clusters = clusters
         self.initialization = initialization

@@ -133,7 +133,8 @@ class FakeQuantize(keras.layers.Layer):
             the range is right from the first step on. Until then, inference passes its input through.
         minimum, maximum: a fixed range instead; then the layer has no state.
 
-    Call: any float tensor in, a tensor of the same shape out.
+    Call: any float tensor in, a tensor of the same shape out. With `update=False` the range stays as it is: for a
+    second tensor that must lie on the same grid.
     """
 
     def __init__(
@@ -169,9 +170,11 @@ class FakeQuantize(keras.layers.Layer):
             self.moving_maximum = self.add_weight(name="moving_maximum", **options)
             self.steps = self.add_weight(name="steps", **options)
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
+    def call(self, inputs: Any, training: bool = False, update: bool = True) -> Any:
         if self.fixed:
             return self._quantize(inputs, self.minimum, self.maximum)
+        if training and not update:
+            return self._quantize(inputs, self.moving_minimum, self.moving_maximum)
         if training:
             # Averages evenly over the first 1 / (1 - momentum) batches, with the given momentum after them.
             keep = keras.ops.minimum(self.momentum, self.steps / (self.steps + 1.0))

@@ -32,9 +32,11 @@ SAME_GRID = {
 }  # fmt: skip
 #: Compute new values with an integer kernel, and so need a grid for their output.
 REQUANTIZED = {
-    "Add", "Subtract", "Multiply", "Concatenate", "AveragePooling1D", "AveragePooling2D", "GlobalAveragePooling1D",
-    "GlobalAveragePooling2D", "ReLU", "Relu", "LeakyReLU",
+    "Add", "Subtract", "Multiply", "Concatenate", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "ReLU", "Relu",
+    "LeakyReLU",
 }  # fmt: skip
+#: Compute new values, which their integer kernel rounds to the grid of their input.
+ROUNDED_TO_INPUT = {"AveragePooling1D", "AveragePooling2D"}
 #: The output grids that TFLite's integer kernels prescribe.
 FIXED_RANGES = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
 FUSED_ACTIVATIONS = ("linear", "relu", "relu6")
@@ -65,6 +67,9 @@ class QuantizationAware(Compressor):
     after one of them is folded at `finalize`, and a ReLU or ReLU6 is fused. Residual adds, concatenations and poolings
     are quantized; the inputs of a concatenation share its output's grid. LayerNormalization, attention, recurrent
     layers and activations such as GELU stay in float, knowingly: `report()` names every layer, and why.
+
+    The file agrees with the finalized model to one step of the output, with one exception: the mean that an average
+    pooling takes of few integers is often a tie, which TFLite's kernel and fake quantization break differently.
 
     Weight tensors that arrive clustered get one scale for the whole tensor, so that shared values stay shared.
 
@@ -177,7 +182,7 @@ class _Rewriter:
         self.consumers = surgery.sole_consumers(model)
         self.folded = {id(norm) for norm in folding.foldable_pairs(model).values()}
         # Symbolic tensors are kept beside their ids, which would otherwise be used again.
-        self.on_grid: dict[int, Any] = {}  # Tensors that carry int8 values.
+        self.on_grid: dict[int, Any] = {}  # Tensors that carry int8 values, with the quantizer whose grid they are on.
         self.deferred: dict[int, Any] = {}  # Outputs of linear layers whose normalization or ReLU is still to come.
         self.quantizers: dict[int, Any] = {}
         self.rows: dict[str, QuantizationRow] = {}
@@ -205,10 +210,14 @@ class _Rewriter:
             return self.quantized(new(*args, **kwargs), source.name)
         if kind in SAME_GRID or (kind == "UpSampling2D" and source.interpolation == "nearest"):
             outputs = new(*args, **kwargs)
-            if all(id(x) in self.on_grid for x in inputs if _is_tensor(x)):
-                self.on_grid[id(outputs)] = outputs
+            if id(args[0]) in self.on_grid:
+                self.on_grid[id(outputs)] = (outputs, self.on_grid[id(args[0])][1])
                 self.note(source, "same grid", "")
             return outputs
+        if kind in ROUNDED_TO_INPUT:
+            x = self.to_grid(args[0])
+            self.note(source, "int8", "on the grid of its input")
+            return self.quantized_by(self.on_grid[id(x)][1], new(x), update=False)
         if isinstance(source, keras.layers.Activation) and not _is_relu(source):
             return self.activation(source.activation, source, new, args[0])
         if isinstance(source, keras.layers.Softmax):
@@ -251,7 +260,7 @@ class _Rewriter:
             return outputs
         if type(follower).__name__ == "Concatenate":
             # Rounding after joining is rounding before it, with one grid for all parts.
-            self.on_grid[id(outputs)] = outputs
+            self.on_grid[id(outputs)] = (outputs, None)
             return outputs
         return self.quantized(outputs, name)
 
@@ -264,8 +273,11 @@ class _Rewriter:
 
     def quantized(self, x: Any, name: str, **options: Any) -> Any:
         layer = FakeQuantize(momentum=self.compressor.momentum, name=self.unique(f"{name}_quantize"), **options)
-        outputs = layer(x)
-        self.on_grid[id(outputs)] = outputs
+        return self.quantized_by(layer, x)
+
+    def quantized_by(self, layer: FakeQuantize, x: Any, **options: Any) -> Any:
+        outputs = layer(x, **options)
+        self.on_grid[id(outputs)] = (outputs, layer)
         return outputs
 
     def unique(self, name: str) -> str:

@@ -56,9 +56,7 @@ class Reparameterized(keras.layers.Layer):
 
     is_reparameterized = True
 
-    def __init__(
-        self, layer: keras.Layer, transforms: Mapping[str, Sequence[WeightTransform]], **kwargs: Any
-    ) -> None:
+    def __init__(self, layer: keras.Layer, transforms: Mapping[str, Sequence[WeightTransform]], **kwargs: Any) -> None:
         kwargs.setdefault("name", layer.name)
         kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(**kwargs)

@@ -189,7 +189,8 @@ def _labels(name: str, key: str, y: np.ndarray) -> np.ndarray:
         y = y[:, 0]
     if y.ndim != 1:
         raise DataError(
-            f"{name}: {key} must have shape (examples,). Received shape {y.shape}. One-hot labels: np.argmax(y, axis=1)."
+            f"{name}: {key} must have shape (examples,). Received shape {y.shape}. "
+            "One-hot labels: np.argmax(y, axis=1)."
         )
     if y.dtype.kind not in "iu":
         raise DataError(f"{name}: {key} must be integers. Received dtype {y.dtype}. Whole floats: y.astype('int64').")

@@ -230,7 +230,6 @@ def compressible_weights(layer: keras.Layer) -> dict[str, keras.Variable]:
     return found
 
 
-
 def constraint_name(layer: keras.Layer, weight: str) -> str:
     """Returns the constructor argument that sets the constraint of a layer's own weight."""
     depthwise = isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D))

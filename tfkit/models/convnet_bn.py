@@ -23,7 +23,7 @@ def convnet_bn(
         seed: makes the initial weights repeat.
 
     Returns:
-        A functional model to logits (batch, classes); 114,890 parameters for 28x28x1 and 10 classes.
+        A functional model to logits (batch, classes); 140,586 parameters for 28x28x1 and 10 classes.
     """
     draw = seeds(seed)
 
@@ -36,7 +36,7 @@ def convnet_bn(
         x = keras.layers.Conv2D(
             filters, kernel, strides, padding="same", use_bias=False, kernel_initializer=init(), name=name
         )(x)
-        x = keras.layers.BatchNormalization(name=f"{name}_bn")(x)
+        x = keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
         return keras.layers.Activation(activation, name=f"{name}_{activation}")(x)
 
     inputs = keras.Input(input_shape, name="image")
@@ -45,11 +45,11 @@ def convnet_bn(
     x = keras.layers.DepthwiseConv2D(
         3, padding="same", use_bias=False, depthwise_initializer=init(), name="depthwise3"
     )(x)
-    x = keras.layers.BatchNormalization(name="depthwise3_bn")(x)
+    x = keras.layers.BatchNormalization(momentum=0.9, name="depthwise3_bn")(x)
     x = keras.layers.Activation("relu6", name="depthwise3_relu6")(x)
     x = conv(x, "pointwise3", 128, 1, 1, "relu6")
     x = keras.layers.MaxPooling2D(2, name="pool3")(x)
-    x = conv(x, "conv4", 74, 3, 1, "relu")
+    x = conv(x, "conv4", 96, 3, 1, "relu")
     x = keras.layers.GlobalAveragePooling2D(name="pool4")(x)
     outputs = keras.layers.Dense(
         classes, kernel_initializer=keras.initializers.GlorotUniform(seed=next(draw)), name="logits"

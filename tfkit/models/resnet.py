@@ -83,4 +83,4 @@ def _conv_bn(
     x = keras.layers.Conv2D(
         filters, kernel, strides, padding="same", use_bias=False, kernel_initializer=init, name=name
     )(x)
-    return keras.layers.BatchNormalization(name=f"{name}_bn")(x)
+    return keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)

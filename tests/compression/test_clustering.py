@@ -1,0 +1,106 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfkit.compression import WeightClustering
+from tfkit.compression.clustering import SharedValues, initial_centroids, is_clustered, kmeans_1d, nearest
+
+
+def lloyd_reference(values, centroids, rounds=500):
+    """Lloyd's algorithm as textbooks write it."""
+    centroids = np.sort(centroids).astype(np.float64)
+    for _ in range(rounds):
+        labels = np.abs(values[:, None] - centroids[None]).argmin(1)
+        centroids = np.array(
+            [values[labels == k].mean() if np.any(labels == k) else centroids[k] for k in range(len(centroids))]
+        )
+        centroids = np.sort(centroids)
+    return centroids
+
+
+@pytest.mark.parametrize("initialization", ["linear", "density", "random"])
+def test_kmeans_is_lloyds(initialization):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=2000)
+    start = initial_centroids(values, 8, initialization, rng)
+    np.testing.assert_allclose(kmeans_1d(values, start), lloyd_reference(values, start), atol=1e-12)
+
+
+def test_initialisations_of_the_paper():
+    values = np.concatenate([np.linspace(-1, 0, 1000), [3.0]])
+    rng = np.random.default_rng(0)
+    np.testing.assert_allclose(initial_centroids(values, 5, "linear", rng), [-1, 0, 1, 2, 3])
+    assert (initial_centroids(values, 5, "density", rng)[:-1] <= 0).all()
+    assert set(initial_centroids(values, 5, "random", rng)) <= set(values)
+
+
+def test_nearest_picks_the_nearest():
+    rng = np.random.default_rng(0)
+    values, centroids = rng.normal(size=500), np.sort(rng.normal(size=9))
+    expected = np.abs(values[:, None] - centroids).argmin(1)
+    np.testing.assert_array_equal(nearest(values, centroids), expected)
+
+
+def test_gradient_of_a_shared_value_is_the_sum_over_its_weights():
+    # Equation 3: dL/dC_k = sum over i, j of dL/dW_ij 1(I_ij = k).
+    shared = SharedValues(2)
+    shared.build((2, 3))
+    shared.adapt(np.array([[1.0, 1.1, 0.0], [-2.0, -2.2, 1.05]], "float32"))
+    upstream = np.array([[1.0, 10.0, 100.0], [1000.0, 10000.0, 0.5]], "float32")
+    with tf.GradientTape() as tape:
+        value = tf.reduce_sum(shared.transform(tf.zeros((2, 3))) * upstream)
+    gradient = tape.gradient(value, shared.codebook.value)
+    np.testing.assert_allclose(tf.convert_to_tensor(gradient), [11000.0, 11.5])
+
+
+def test_codebook_size_counts_zero():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(40, 40)).astype("float32")
+    for zeros in (0, 800):
+        model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(40)])
+        sparse = weight.copy()
+        sparse.flat[:zeros] = 0
+        model.layers[0].kernel.assign(sparse)
+        final = WeightClustering(3).apply(model)
+        kernel = np.asarray(final.layers[-1].kernel)
+        assert len(np.unique(kernel)) == 8
+        np.testing.assert_array_equal(kernel == 0, sparse == 0)
+
+
+def test_enough_bits_change_nothing():
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(20)])
+    final = WeightClustering(8).apply(model)
+    np.testing.assert_array_equal(final.layers[-1].kernel, model.layers[-1].kernel)
+
+
+def test_seed_repeats_random_initialisation():
+    model = keras.Sequential([keras.Input((30,)), keras.layers.Dense(30)])
+
+    def centroids(seed):
+        final = WeightClustering(3, initialization="random", seed=seed).apply(model)
+        return np.unique(np.asarray(final.layers[-1].kernel))
+
+    np.testing.assert_array_equal(centroids(0), centroids(0))
+    assert not np.array_equal(centroids(0), centroids(1))
+
+
+def test_what_counts_as_clustered():
+    rng = np.random.default_rng(0)
+    assert not is_clustered(rng.normal(size=100))
+    assert is_clustered(rng.choice([0.0, 0.5, -0.5], size=100))
+    assert not is_clustered(np.zeros(10))
+
+
+def test_all_zero_and_constant_weights():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, kernel_initializer="zeros", name="zero"),
+                              keras.layers.Dense(4, kernel_initializer="ones", name="one")])  # fmt: skip
+    final = WeightClustering(2).apply(model)
+    np.testing.assert_array_equal(final.get_layer("zero").kernel, np.zeros((4, 4)))
+    np.testing.assert_array_equal(final.get_layer("one").kernel, np.ones((4, 4)))
+
+
+@pytest.mark.parametrize("arguments", [{"bits": 0}, {"bits": 9}, {"bits": {"fc": 12}}, {"initialization": "kmeans++"}])
+def test_bad_settings_are_refused(arguments):
+    with pytest.raises(ValueError, match="Received"):
+        WeightClustering(**arguments)

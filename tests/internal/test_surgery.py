@@ -1,0 +1,126 @@
+import keras
+import numpy as np
+import pytest
+
+from tests import zoo
+from tfkit.internal import folding, surgery
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+@pytest.mark.parametrize("inline", [False, True])
+def test_rebuilding_changes_nothing(name, inline):
+    model, inputs = zoo.MODELS[name]()
+    zoo.train(model, inputs)
+    copy = surgery.rebuild(model, inline=inline)
+    assert zoo.largest_difference(model(inputs), copy(inputs)) == 0
+    assert copy.count_params() == model.count_params()
+    shared = {id(v) for v in model.variables} & {id(v) for v in copy.variables}
+    assert not shared
+
+
+def test_inlining_leaves_no_nested_model_and_keeps_sharing():
+    model, _ = zoo.nested()
+    flat = surgery.rebuild(model, inline=True)
+    assert not any(isinstance(layer, keras.Model) for layer in flat.layers)
+    assert flat.count_params() == model.count_params()  # The tower is called twice, and copied once.
+
+
+def test_inlined_names_do_not_clash():
+    inputs = keras.Input((4,))
+    towers = [
+        keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="same")], name=f"tower{i}") for i in range(2)
+    ]
+    model = keras.Model(inputs, towers[0](inputs) + towers[1](inputs))
+    x = np.ones((2, 4), "float32")
+    assert zoo.largest_difference(model(x), surgery.rebuild(model, inline=True)(x)) == 0
+
+
+def test_a_dropped_layer_is_gone():
+    model, inputs = zoo.mlp()
+    shorter = surgery.rebuild(
+        model,
+        call=lambda old, new, *a, **k: a[0] if isinstance(old, keras.layers.Dropout) else new(*a, **k),
+    )
+    assert not any(isinstance(layer, keras.layers.Dropout) for layer in shorter.layers)
+    assert zoo.largest_difference(model(inputs), shorter(inputs)) == 0
+
+
+def test_subclassed_models_get_a_remedy():
+    class Mine(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Mine()
+    model(np.ones((1, 3)))
+    with pytest.raises(TypeError, match=r"subclassed.*keras\.Model\(inputs, model\.call\(inputs\)\)"):
+        surgery.rebuild(model)
+    # The remedy works.
+    inputs = keras.Input((3,))
+    surgery.rebuild(keras.Model(inputs, model.call(inputs)))
+
+
+def test_unbuilt_and_foreign_models_are_refused():
+    with pytest.raises(ValueError, match="must be built"):
+        surgery.rebuild(keras.Sequential([keras.layers.Dense(2)]))
+    with pytest.raises(TypeError, match="Keras 3 model"):
+        surgery.rebuild("model.keras")
+
+
+def test_compressible_weights_are_named_by_path():
+    model, _ = zoo.recurrent()
+    names = [name for layer in surgery.leaf_layers(model) for name in surgery.compressible_weights(layer)]
+    assert "embeddings" in names
+    assert sum(name.endswith("recurrent_kernel") for name in names) == 3  # LSTM and both directions of the GRU.
+    model, _ = zoo.transformer()
+    names = [name for layer in surgery.leaf_layers(model) for name in surgery.compressible_weights(layer)]
+    assert {"query/kernel", "key/kernel", "value/kernel", "attention_output/kernel"} <= set(names)
+
+
+def test_sole_consumers():
+    inputs = keras.Input((4,))
+    a, b, c = (keras.layers.Dense(4, name=n) for n in "abc")
+    x = a(inputs)
+    model = keras.Model(inputs, [b(x), c(b(x))])
+    # `a` is read by two calls of `b`; `b` is called twice; the output of `c` leaves the model.
+    assert surgery.sole_consumers(model) == {}
+    model = keras.Model(inputs, c(a(inputs)))
+    assert surgery.sole_consumers(model) == {id(a): c}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.layers.Conv2D(4, 3),
+        lambda: keras.layers.Conv2D(4, 3, use_bias=False),
+        lambda: keras.layers.DepthwiseConv2D(3, depth_multiplier=2),
+        lambda: keras.layers.Conv2DTranspose(4, 3),
+        lambda: keras.layers.Dense(4),
+    ],
+)
+@pytest.mark.parametrize("scale", [True, False])
+def test_folding_keeps_the_function(make, scale):
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((6, 6, 3))
+    norm = keras.layers.BatchNormalization(scale=scale)
+    model = keras.Model(inputs, keras.layers.ReLU()(norm(make()(inputs))))
+    # gamma negative and positive, variances far from 1
+    norm.set_weights([rng.uniform(0.2, 3, w.shape) * rng.choice([-1, 1], w.shape) for w in norm.get_weights()[:-1]]
+                     + [rng.uniform(0.1, 5, norm.get_weights()[-1].shape)])  # fmt: skip
+    folded = folding.fold_batch_normalization(model)
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers)
+    x = rng.normal(size=(5, 6, 6, 3)).astype("float32")
+    np.testing.assert_allclose(model(x), folded(x), atol=2e-5)
+
+
+def test_folding_leaves_what_it_must():
+    inputs = keras.Input((6, 6, 3))
+    after_relu = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3, activation="relu")(inputs))
+    linear = keras.layers.Conv2D(4, 3)(inputs)
+    read_twice = keras.layers.BatchNormalization()(linear)
+    model = keras.Model(inputs, [after_relu, read_twice, linear])
+    folded = folding.fold_batch_normalization(model)
+    assert sum(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers) == 2

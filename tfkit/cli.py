@@ -1,0 +1,283 @@
+"""The `tfkit` command: thin over the library, and quick to answer, since TensorFlow is imported only inside a command.
+
+Exit codes: 0, done; 1, done, but a result is below what was asked for; 2, bad input; 3, a fault of tfkit's own; 130,
+interrupted. With `--json`, standard output carries one JSON document and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_format
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+import tfkit
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tfkit.export.measure import Measurement
+
+BELOW_WHAT_WAS_ASKED = 1
+BAD_INPUT = 2
+OWN_FAULT = 3
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="tfkit",
+    help="Make Keras models small and fast, put them on phones, and measure the exported file.",
+    epilog="Exit codes: 0 done, 1 a result is below what was asked for, 2 bad input.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; by default beside the input.")]
+
+
+def main() -> NoReturn:
+    """Runs the command; an error is one message on standard error."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted.", INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("TFKIT_TRACEBACK", "") not in ("", "0"):
+            raise
+        own = type(error).__module__.partition(".")[0] == "tfkit"  # e.g. a MeasureError
+        expected = own or isinstance(error, (ValueError, TypeError, OSError, ImportError))
+        if expected:
+            _fail(_one_line(error), BAD_INPUT)
+        _fail(f"{type(error).__name__}: {_one_line(error)} (tfkit --traceback ... shows where)", OWN_FAULT)
+    raise SystemExit(0)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"tfkit: {message}", err=True)
+    raise SystemExit(code)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"tfkit {tfkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", envvar="TFKIT_TRACEBACK", help="Show where an error came from.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if traceback:
+        os.environ["TFKIT_TRACEBACK"] = "1"
+
+
+@app.command()
+def data(
+    name: Annotated[
+        str | None, typer.Argument(help="A name, an .npz file, or module:function. Without it, the list of names.")
+    ] = None,
+    validation: Annotated[float, typer.Option(help="Fraction of the training examples set aside.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Chooses them.")] = 0,
+    json: Json = False,
+) -> None:
+    """List the data sets and where they are found, or load one and show its shapes and classes."""
+    from tfkit import data as sets
+
+    if name is None:
+        locations = [sets.describe(known) for known in sets.names()]
+        if json:
+            _print_json([location._asdict() for location in locations])
+            return
+        table = _table("name", "found", "size", "place")
+        for location in locations:
+            table.add_row(location.name, location.kind, _size(location.size_bytes), location.place)
+        _print(table)
+        return
+    loaded = sets.load(name, validation=validation, seed=seed)
+    shown: dict[str, Any] = {
+        "name": loaded.name,
+        "source": loaded.source,
+        "train": len(loaded.x_train),
+        "validation": len(loaded.x_validation),
+        "test": len(loaded.x_test),
+        "input_shape": list(loaded.input_shape),
+        "dtype": str(loaded.x_train.dtype),
+        "range": [loaded.x_train.min().item(), loaded.x_train.max().item()],
+        "class_names": list(loaded.class_names),
+    }
+    if json:
+        _print_json(shown)
+        return
+    table = _table("", "")
+    for key, value in shown.items():
+        table.add_row(key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    _print(table)
+
+
+@app.command()
+def pack(
+    file: Annotated[Path, typer.Argument(help="A .tflite file.")],
+    out: Out = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Entropy-code a .tflite file without loss; `unpack` gives the identical bytes back."""
+    from tfkit.export.pack import pack as run
+
+    result = run(file, out, force=force)
+    _show(result, json)
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(help="A packed file.")],
+    out: Out = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Give the .tflite file back that `pack` was given, checked against its checksum."""
+    from tfkit.export.pack import unpack as run
+
+    written = Path(run(file, out, force=force))
+    size_bytes = written.stat().st_size
+    if json:
+        _print_json({"path": str(written), "size_bytes": size_bytes})
+    else:
+        typer.echo(f"{written} ({_size(size_bytes)})")
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(help=".tflite files; several are measured in interleaved rounds.")],
+    data: Annotated[str, typer.Option("--data", help="Run on these inputs; accuracy is over their whole test part.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the interpreter.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="At least this many timed runs a file.")] = 50,
+    min_seconds: Annotated[float, typer.Option(min=0, help="At least this long a file.")] = 1.0,
+    no_xnnpack: Annotated[bool, typer.Option("--no-xnnpack", help="Leave the XNNPACK delegate out.")] = False,
+    min_accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Exit with 1 if a file is less accurate than this.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Measure size, latency, memory and accuracy of .tflite files, in a fresh process without TensorFlow."""
+    from tfkit import data as sets
+    from tfkit.export.measure import measure
+
+    loaded = sets.load(data)
+    measured = measure(
+        files,
+        loaded.x_test,
+        threads=threads,
+        xnnpack=not no_xnnpack,
+        runs=runs,
+        min_seconds=min_seconds,
+        accuracy_data=(loaded.x_test, loaded.y_test),
+    )
+    if json:
+        _print_json([_plain(result) for result in measured])
+    else:
+        _print(_bench_table(measured))
+    worst = min(result.accuracy for result in measured if result.accuracy is not None)
+    if min_accuracy is not None and worst < min_accuracy:
+        typer.echo(f"tfkit: accuracy {worst:.4f} is below the {min_accuracy:g} asked for.", err=True)
+        raise typer.Exit(BELOW_WHAT_WAS_ASKED)
+
+
+def _bench_table(measured: list[Measurement]) -> Table:
+    columns = ("file", "bytes", "gzip", "packed", "p50 ms", "p90 ms", "p99 ms", "/ first", "peak memory", "accuracy")
+    table = _table(*columns, right=tuple(range(1, len(columns))))
+    for result in measured:
+        # Round by round, since only times of the same round were taken under the same load.
+        rounds = zip(result.round_p50_ms, measured[0].round_p50_ms, strict=True)
+        table.add_row(
+            Path(result.path).name,
+            *(f"{size:,}" for size in (result.size_bytes, result.gzip_bytes, result.packed_bytes)),
+            *(f"{latency:.3f}" for latency in (result.p50_ms, result.p90_ms, result.p99_ms)),
+            f"{statistics.median(own / first for own, first in rounds):.2f}",
+            _size(result.peak_memory_bytes),
+            "" if result.accuracy is None else f"{result.accuracy:.4f}",
+        )
+    return table
+
+
+# Printing. rich is imported where it is needed: it takes longer than everything else here.
+
+
+def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=any(columns))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def _show(result: Any, json: bool) -> None:
+    """Prints a result record: its fields as JSON, or a line each."""
+    fields = _plain(result)
+    if json:
+        _print_json(fields)
+        return
+    table = _table("", "")
+    for key, value in fields.items():
+        if not isinstance(value, (dict, list)):
+            shown = _size(value) if key.endswith("_bytes") and isinstance(value, int) else value
+            table.add_row(key.replace("_", " "), f"{shown:.4g}" if isinstance(shown, float) else str(shown))
+    _print(table)
+
+
+def _plain(value: Any) -> Any:
+    """Turns records, paths and numpy scalars into what JSON knows."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return {key: _plain(item) for key, item in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def _print_json(value: Any) -> None:
+    json_format.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def _size(size_bytes: int | None) -> str:
+    if size_bytes is None:
+        return ""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+if __name__ == "__main__":
+    main()
