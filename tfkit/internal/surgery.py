@@ -62,7 +62,7 @@ def as_functional(model: keras.Model) -> keras.Model:
         raise TypeError(
             f"Argument `model` must be a functional or sequential model, since its layers are replaced one by one. "
             f"Received: the subclassed model '{model.name}' of type {type(model).__name__}. If its `call` only chains "
-            "layers, write `inputs = keras.Input(shape); model = keras.Model(inputs, model.call(inputs))` and pass that."
+            "layers, write `inputs = keras.Input(shape); model = keras.Model(inputs, model.call(inputs))`; pass that."
         )
     if not model.built or not getattr(model, "inputs", None):
         raise ValueError(
