@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import abc
 import fnmatch
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -37,6 +38,27 @@ class Compressor(abc.ABC):
         self.include = (include,) if isinstance(include, str) else tuple(include)
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         self.preserve = preserve
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns every argument of the constructor."""
+        return {name: getattr(self, name) for name in self._arguments()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        """The call that makes this compressor, without the arguments left at their defaults."""
+        changed = [
+            f"{name}={getattr(self, name)!r}"
+            for name, parameter in self._arguments().items()
+            if parameter.default is inspect.Parameter.empty or getattr(self, name) != parameter.default
+        ]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    @classmethod
+    def _arguments(cls) -> dict[str, inspect.Parameter]:
+        return {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
 
     @abc.abstractmethod
     def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
@@ -128,6 +150,7 @@ class Compressor(abc.ABC):
         return _stack(layer, added)
 
 
+@keras.saving.register_keras_serializable(package="tfkit")
 class Chain(Compressor):
     """Several compressors one after the other.
 
@@ -141,12 +164,19 @@ class Chain(Compressor):
 
     def __init__(self, compressors: Sequence[Compressor]) -> None:
         super().__init__()
-        self.compressors = tuple(compressors)
+        self.compressors = list(compressors)
         for compressor in self.compressors:
             if not isinstance(compressor, Compressor):
                 raise TypeError(
                     f"Argument `compressors` must hold Compressor objects. Received: {type(compressor).__name__}."
                 )
+
+    def get_config(self) -> dict[str, Any]:
+        return {"compressors": [keras.saving.serialize_keras_object(stage) for stage in self.compressors]}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        return cls([keras.saving.deserialize_keras_object(stage) for stage in config["compressors"]])
 
     def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
         raise TypeError("A Chain adds no transforms of its own; its stages do.")

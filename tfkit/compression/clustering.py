@@ -126,6 +126,7 @@ class SharedValues(WeightTransform):
         }
 
 
+@keras.saving.register_keras_serializable(package="tfkit")
 class WeightClustering(Compressor):
     """Makes each weight tensor share few values, found by k-means and then trained.
 

@@ -12,8 +12,11 @@ Differs: pruning follows a schedule within one training run, instead of repeated
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-from tfkit.compression.base import Chain
+import keras
+
+from tfkit.compression.base import Chain, Compressor
 from tfkit.compression.clustering import Initialization, WeightClustering
 from tfkit.compression.pruning import MagnitudePruning
 
@@ -24,6 +27,7 @@ PAPER_SPARSITY: Mapping[str, float] = {"*Conv*": 0.65, "*": 0.91}
 PAPER_BITS: Mapping[str, int] = {"*Conv*": 8, "*": 5}
 
 
+@keras.saving.register_keras_serializable(package="tfkit")
 class DeepCompression(Chain):
     """Magnitude pruning, then weight clustering, each followed by training.
 
@@ -50,10 +54,23 @@ class DeepCompression(Chain):
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
     ) -> None:
-        selection = {"include": include, "exclude": exclude}
         super().__init__(
             [
-                MagnitudePruning(sparsity, begin=begin, end=end, **selection),
-                WeightClustering(bits, initialization=initialization, seed=seed, **selection),
+                MagnitudePruning(sparsity, begin=begin, end=end, include=include, exclude=exclude),
+                WeightClustering(bits, initialization=initialization, seed=seed, include=include, exclude=exclude),
             ]
         )
+        self.include, self.exclude = self.compressors[0].include, self.compressors[0].exclude
+        self.sparsity = sparsity
+        self.bits = bits
+        self.begin = begin
+        self.end = end
+        self.initialization = initialization
+        self.seed = seed
+
+    # Not its stages, as for any chain, but the settings they come from.
+    get_config = Compressor.get_config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        return cls(**config)

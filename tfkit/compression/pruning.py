@@ -84,6 +84,7 @@ class PruningMask(Mask):
         return {**super().get_config(), "target": self.target}
 
 
+@keras.saving.register_keras_serializable(package="tfkit")
 class MagnitudePruning(Compressor):
     """Prunes the weights of smallest magnitude, at once or step by step while training.
 

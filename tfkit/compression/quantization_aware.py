@@ -60,6 +60,7 @@ class QuantizationRow(NamedTuple):
     note: str
 
 
+@keras.saving.register_keras_serializable(package="tfkit")
 class QuantizationAware(Compressor):
     """Prepares a model so that what it trains is what an int8 `.tflite` file computes.
 
