@@ -83,5 +83,10 @@ def write_result(path: Path | str, figures: Mapping[str, float], **rest: Any) ->
     for name, value in figures.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"figures[{name!r}] must be a finite plain number; got {value!r}. Put tables beside it.")
-    command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    program = Path(sys.argv[0]).resolve()
+    root = RESULTS.parents[1]
+    name = str(program.relative_to(root)) if program.is_relative_to(root) else program.name
+    # Where a user keeps his environments is nobody's business.
+    words = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
+    command = " ".join(["python", name, *words])
     return write_json(path, {"figures": dict(figures), "machine": machine(), "command": command, **rest})

@@ -13,6 +13,7 @@ import os
 
 # Before TensorFlow is imported: `tf.keras` is Keras 2 here, and here only.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import argparse
@@ -28,6 +29,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
+
+# Sparsity-preserving clustering is public in the guides, but reachable only by this path.
 from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster as sparse_cluster
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -52,7 +55,6 @@ class Peer:
 
     def __init__(self, spec: dict, weights: dict, data: dict, plan: dict, seed: int) -> None:
         self.spec, self.weights, self.data, self.plan, self.seed = spec, weights, data, plan, seed
-        self.steps_per_epoch = -(-len(data["x_train"]) // plan["batch_size"])
         self._pruned: Any = None
         self._clustered: Any = None
 
@@ -63,9 +65,10 @@ class Peer:
         return model
 
     def train(self, model: Any, rate: float, epochs: int, callbacks: list) -> Any:
-        """Fine-tune in place with the plan's batch size and Adam."""
+        """Fine-tune in place with the plan's batch size and Adam, the rate falling to 0 along a cosine."""
         tf_keras.utils.set_random_seed(self.seed)
-        self.compile(model, rate)
+        steps = epochs * -(-len(self.data["x_train"]) // self.plan["batch_size"])
+        self.compile(model, tf_keras.optimizers.schedules.CosineDecay(rate, steps))
         model.fit(
             self.data["x_train"],
             self.data["y_train"],
@@ -76,17 +79,16 @@ class Peer:
         )
         return model
 
-    def compile(self, model: Any, rate: float) -> None:
-        loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=self.plan["from_logits"])
+    def compile(self, model: Any, rate: Any) -> None:
+        loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(tf_keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
 
     # -- preparing: the float model in, the model to train out -------------------------------------------------
 
     def prepare_prune(self, schedule: str = "polynomial") -> Any:
         plan, api = self.plan, tfmot.sparsity.keras
-        frequency = plan["prune_every_steps"]
+        frequency, end = plan["prune_every_steps"], plan["prune_end_step"]
         if schedule == "polynomial":
-            end = int(self.steps_per_epoch * plan["prune_epochs"] * plan["prune_ramp"])
             pace = api.PolynomialDecay(0.0, plan["sparsity"], begin_step=0, end_step=end, frequency=frequency)
         else:
             pace = api.ConstantSparsity(plan["sparsity"], begin_step=0, frequency=frequency)
@@ -124,9 +126,7 @@ class Peer:
         """Sparsity-preserving clustering of the pruned network, trained once and copied."""
         if self._clustered is None:
             linear = tfmot.clustering.keras.CentroidInitialization.LINEAR
-            model = sparse_cluster.cluster_weights(
-                self.pruned(), self.plan["clusters"], linear, preserve_sparsity=True
-            )
+            model = sparse_cluster.cluster_weights(self.pruned(), self.plan["clusters"], linear, preserve_sparsity=True)
             self.train(model, self.plan["cluster_rate"], self.plan["cluster_epochs"], [])
             self._clustered = tfmot.clustering.keras.strip_clustering(model)
         return self._copy(self._clustered)
@@ -159,10 +159,7 @@ class Peer:
     def timings(self) -> dict[str, dict[str, float]]:
         """Seconds a step of the float network and of each method, in interleaved rounds."""
         plan = self.plan
-        count = plan["batch_size"] * plan["timing_steps"]
-        repeat = -(-count // len(self.data["x_train"]))
-        x = np.concatenate([self.data["x_train"]] * repeat)[:count]
-        y = np.concatenate([self.data["y_train"]] * repeat)[:count]
+        x, y = stepclock.steps_of(self.data["x_train"], self.data["y_train"], plan["batch_size"], plan["timing_steps"])
         prepared = {"float": self.float_model(), "prune": self.prepare_prune(), "qat": self.prepare_qat()}
         prepared[f"cluster_{plan['clusters']}"] = self.prepare_cluster(plan["clusters"])
 
@@ -186,8 +183,13 @@ class Peer:
 
 
 def to_tflite(model: Any, int8: bool) -> bytes:
-    """Convert as tfmot's guides do: float32, or int8 from the ranges that training learned (float in and out)."""
-    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    """Convert as tfmot's guides do: float32, or int8 from the ranges that training learned, float in and out.
+
+    The batch is fixed at one, as tfkit's files have it: a dynamic one costs both bytes and time.
+    """
+    shape = (1, *model.input_shape[1:])
+    traced = tf.function(lambda image: model(image, training=False)).get_concrete_function(tf.TensorSpec(shape))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], model)
     if int8:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     return converter.convert()
@@ -218,9 +220,8 @@ def run_job(job_dir: Path, out_dir: Path) -> dict[str, Any]:
             path = out_dir / f"{entry['name']}-{name}.tflite"
             path.write_bytes(content)
             rows[name] = {"file": path.name, "seconds": time.perf_counter() - started}
-            print(f"  tfmot {entry['name']} {name}: {len(content)} bytes", flush=True)
-        if job["timing"]:
-            results[entry["name"]]["timing"] = peer.timings()
+            print(f"  {entry['name']} {name}: tfmot, {rows[name]['seconds']:.0f} s", flush=True)
+        results[entry["name"]]["timing"] = peer.timings()
     packages = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "keras", "numpy")
     return {"models": results, "versions": common.versions(*packages)}
 

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 
 def make_clock(callback_class: Any) -> Any:
     """A callback of the given Keras generation whose `ends` lists the time at which each batch ended, in seconds."""
@@ -25,6 +27,12 @@ def make_clock(callback_class: Any) -> Any:
             self.ends.append(time.perf_counter())
 
     return StepClock()
+
+
+def steps_of(x: np.ndarray, y: np.ndarray, batch_size: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exactly `steps` full batches of the data, repeated where it has fewer."""
+    rows = np.resize(np.arange(len(x)), batch_size * steps)
+    return x[rows], y[rows]
 
 
 def step_seconds(

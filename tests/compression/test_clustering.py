@@ -85,6 +85,24 @@ def test_seed_repeats_random_initialisation():
     assert not np.array_equal(centroids(0), centroids(1))
 
 
+def test_normalization_is_folded_so_that_the_file_shares_values(tmp_path):
+    from tfkit.export import convert
+    from tfkit.export.runner import Runner
+
+    inputs = keras.Input((6, 6, 2))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, norm(keras.layers.Conv2D(8, 3, name="conv")(inputs)))
+    norm.gamma.assign(np.linspace(0.5, 2, 8))
+    x = np.random.default_rng(0).normal(size=(3, 6, 6, 2)).astype("float32")
+    folded = WeightClustering(8).apply(model)  # 144 weights: 8 bits lose nothing.
+    np.testing.assert_allclose(folded(x), model(x), atol=1e-5)
+    final = WeightClustering(3).apply(model)
+    assert len(np.unique(np.asarray(final.get_layer("conv").kernel))) == 8
+    np.testing.assert_allclose(Runner(convert(final, tmp_path / "m.tflite"))(x), final(x), atol=1e-5)
+    kept = WeightClustering(3, fold=False).apply(model)
+    assert any(isinstance(layer, keras.layers.BatchNormalization) for layer in kept.layers)
+
+
 def test_what_counts_as_clustered():
     rng = np.random.default_rng(0)
     assert not is_clustered(rng.normal(size=100))

@@ -193,7 +193,7 @@ def test_float_layers_are_named_with_a_reason(tmp_path):
     assert all(row.note for row in compressor.report() if row.status == "float")
     gelu = [row for row in compressor.report() if "gelu" in row.note]
     assert gelu and gelu[0].status == "float"
-    assert [row.status for row in compressor.report() if row.kind == "Dense"] == ["int8", "int8"]
+    assert [row.status for row in compressor.report() if "Dense" in row.kind] == ["int8"] * 3
     path = convert(final, tmp_path / "model.tflite", quantization="int8-qat")
     for result in verify(final, path, zoo._normal(30, 7, 8)).results:
         assert result.max_error_steps <= 2
@@ -217,6 +217,23 @@ def test_one_dimensional_convolution(tmp_path):
     _, _, final = quantized(model, zoo._normal(6, 12, 4))
     path = convert(final, tmp_path / "model.tflite", quantization="int8-qat", io="int8")
     for result in verify(final, path, zoo._normal(50, 12, 4)).results:
+        assert result.max_error_steps <= 1.01
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: L.EinsumDense("abcd,de->abce", output_shape=(None, None, 4), bias_axes="e"),
+        lambda: L.Conv2DTranspose(4, 3, strides=2),
+        lambda: L.DepthwiseConv2D(3, depth_multiplier=2),
+    ],
+)
+def test_other_weighted_layers(layer, tmp_path):
+    inputs = keras.Input((6, 6, 3))
+    model = keras.Model(inputs, layer()(inputs))
+    _, _, final = quantized(model, zoo._normal(30, 6, 6, 3))
+    path = convert(final, tmp_path / "model.tflite", quantization="int8-qat", io="int8")
+    for result in verify(final, path, zoo._normal(50, 6, 6, 3)).results:
         assert result.max_error_steps <= 1.01
 
 

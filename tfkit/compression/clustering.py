@@ -18,6 +18,7 @@ import numpy as np
 
 from tfkit.compression.base import Compressor, setting_for
 from tfkit.compression.reparameterized import WeightTransform
+from tfkit.internal import folding, surgery
 
 Initialization = Literal["linear", "density", "random"]
 
@@ -134,6 +135,8 @@ class WeightClustering(Compressor):
         bits: index width; a tensor has at most `2**bits` distinct values, zero included. One number, or a mapping from
             layer-name patterns to numbers (layers without a match are left alone).
         initialization: `"linear"` (the paper's choice: it keeps the rare large weights), `"density"` or `"random"`.
+        fold: make batch normalizations part of the layers before them first, as the conversion to TFLite does anyway:
+            scaling each channel afterwards would leave few values shared in the file.
         seed: for the random initialisation.
         include, exclude, preserve: see `Compressor`.
     """
@@ -143,6 +146,7 @@ class WeightClustering(Compressor):
         bits: int | Mapping[str, int] = 5,
         *,
         initialization: Initialization = "linear",
+        fold: bool = True,
         seed: int = 0,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
@@ -158,7 +162,18 @@ class WeightClustering(Compressor):
             )
         self.bits = bits
         self.initialization = initialization
+        self.fold = fold
         self.seed = seed
+
+    def prepare(self, model: keras.Model) -> keras.Model:
+        """Returns a new trainable model with shared values; see `Compressor.prepare`.
+
+        Normalizations are folded on plain models only: one that another compressor has prepared keeps its own.
+        """
+        stacked = surgery.is_graph(model) and any(
+            surgery.source(layer) is not layer for layer in surgery.leaf_layers(model)
+        )
+        return super().prepare(folding.fold_batch_normalization(model) if self.fold and not stacked else model)
 
     def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
         bits = setting_for(self.bits, layer)

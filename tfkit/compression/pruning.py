@@ -23,7 +23,7 @@ from tfkit.internal import surgery
 
 def is_sparse(value: np.ndarray) -> bool:
     """Whether a weight has zeros worth keeping: some exact zeros, but not only zeros."""
-    return 0 < np.count_nonzero(value) < value.size
+    return bool(0 < np.count_nonzero(value) < value.size)
 
 
 def magnitude_mask(value: np.ndarray, sparsity: float) -> np.ndarray:
@@ -181,7 +181,7 @@ class MagnitudePruning(Compressor):
             updated = global_masks(values, share)
         else:
             updated = [
-                magnitude_mask(value, self._share(mask.target, ramp)) for mask, value in zip(masks, values, strict=True)
+                magnitude_mask(value, self._share(float(mask.target or 0), ramp)) for mask, value in zip(masks, values, strict=True)
             ]
         for mask, new in zip(masks, updated, strict=True):
             mask.mask.assign(new)

@@ -23,7 +23,15 @@ from tfkit.compression.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from tfkit.compression.reparameterized import WeightTransform
 from tfkit.internal import folding, surgery
 
-WEIGHTED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+#: Their integer kernels take one scale for the whole weight only.
+PER_TENSOR = (keras.layers.EinsumDense, keras.layers.Conv2DTranspose)
+WEIGHTED = (
+    keras.layers.Dense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.DepthwiseConv2D,
+    *PER_TENSOR,
+)
 #: Move or select values: their output lies on the grid of their input.
 SAME_GRID = {
     "MaxPooling1D", "MaxPooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "Flatten", "Reshape", "Permute",
@@ -64,8 +72,8 @@ class QuantizationRow(NamedTuple):
 class QuantizationAware(Compressor):
     """Prepares a model so that what it trains is what an int8 `.tflite` file computes.
 
-    Dense, Conv1D/2D, DepthwiseConv2D and SeparableConv2D (split in two) get int8 weights; each batch normalization
-    after one of them is folded at `finalize`, and a ReLU or ReLU6 is fused. Residual adds, concatenations and poolings
+    Dense, EinsumDense, Conv1D/2D, Conv2DTranspose, DepthwiseConv2D and SeparableConv2D (split in two) get int8
+    weights; each batch normalization after one of them is folded at `finalize`, and a ReLU or ReLU6 is fused. Residual adds, concatenations and poolings
     are quantized; the inputs of a concatenation share its output's grid. LayerNormalization, attention, recurrent
     layers and activations such as GELU stay in float, knowingly: `report()` names every layer, and why.
 
@@ -101,7 +109,7 @@ class QuantizationAware(Compressor):
     def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
         if not isinstance(layer, WEIGHTED):
             return []
-        per_channel = not (self.preserve and is_clustered(value))
+        per_channel = not isinstance(layer, PER_TENSOR) and not (self.preserve and is_clustered(value))
         depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
         return [FakeQuantizeWeight(self.bits, depthwise, per_channel)]
 

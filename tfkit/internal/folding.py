@@ -70,8 +70,10 @@ def _folded(layer: Any, norm: keras.layers.BatchNormalization) -> keras.Layer:
     overrides: dict[str, Any] = {"use_bias": True}
     attribute = surgery.constraint_name(layer, "kernel")
     grid = getattr(layer, attribute, None)
-    if hasattr(grid, "scaled"):
-        overrides[attribute] = keras.constraints.serialize(grid.scaled(factor))
+    if grid is not None and hasattr(grid, "scaled"):
+        # A transposed kernel has one grid for all channels (see `PER_TENSOR`), which folding ends.
+        transposed = isinstance(layer, keras.layers.Conv2DTranspose)
+        overrides[attribute] = None if transposed else keras.constraints.serialize(grid.scaled(factor))
     folded = layer.__class__.from_config({**layer.get_config(), **overrides})
     folded.build_from_config(layer.get_build_config())
     folded.kernel.assign(kernel * _along_output_channels(layer, factor, kernel.shape))
