@@ -7,5 +7,5 @@ export_packages = ["tfkit.export"] + [f"tfkit.export.{name}" for name in find_pa
 setup(
     packages=find_packages(include=["tfkit", "tfkit.*"]) + export_packages,
     package_dir={"tfkit.export": "export"},
-    package_data={"tfkit.export": ["*.j2"], "tfkit.compression": ["*.j2"], "tfkit": ["py.typed"]},
+    package_data={"": ["*.j2"], "tfkit": ["py.typed"]},
 )

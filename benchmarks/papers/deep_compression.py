@@ -65,25 +65,23 @@ def setting(bits: int, conv_bits: int = 4, **density: float) -> Setting:
 
 PLANS = {
     "lenet_300_100": Plan(
-        epochs=25,
-        pruning_epochs=40,
-        clustering_epochs=8,
+        epochs=20,
+        pruning_epochs=32,
+        clustering_epochs=6,
         paper=setting(6, fc1=8, fc2=9, logits=26),
         candidates=(
             setting(4, fc1=4, fc2=7, logits=30),
             setting(4, fc1=3, fc2=6, logits=30),
-            setting(4, fc1=2.2, fc2=5, logits=30),
         ),
     ),
     "lenet5": Plan(
-        epochs=15,
-        pruning_epochs=24,
-        clustering_epochs=5,
+        epochs=12,
+        pruning_epochs=16,
+        clustering_epochs=4,
         paper=setting(5, 8, conv1=66, conv2=12, fc1=8, logits=19),
         candidates=(
-            setting(4, conv1=60, conv2=10, fc1=3, logits=20),
-            setting(4, conv1=60, conv2=8, fc1=2, logits=20),
-            setting(4, conv1=60, conv2=6, fc1=1.3, logits=15),
+            setting(4, conv1=60, conv2=10, fc1=2.5, logits=20),
+            setting(4, conv1=60, conv2=8, fc1=1.5, logits=15),
         ),
     ),
 }

@@ -6,7 +6,6 @@ import math
 import os
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
@@ -32,32 +31,34 @@ def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dict[st
         OSError: if it cannot be read.
     """
     path = Path(path)
+    with path.open("rb") as file:
+        try:
+            return _read_all(file, path, max_bytes)
+        except DataError:
+            raise
+        except Exception as error:  # damage surfaces in zipfile, the decompressors and the header's parser as any type
+            raise DataError(f"{path} is not a readable .npz file: {error or type(error).__name__}") from error
+
+
+def _read_all(file: IO[bytes], path: Path, max_bytes: int) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                key = member.filename.removesuffix(".npy")
-                if key == member.filename or key in arrays:
-                    raise DataError(
-                        f"{path}: unexpected member {member.filename!r}; an .npz holds .npy files, each once."
-                    )
-                with archive.open(member) as stream:
-                    arrays[key] = _read_array(stream, f"{path}: {key}", member.file_size, max_bytes)
-                max_bytes -= arrays[key].nbytes
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise DataError(f"{path} is not a readable .npz file: {error}") from error
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            key = member.filename.removesuffix(".npy")
+            if key == member.filename or key in arrays:
+                raise DataError(f"{path}: unexpected member {member.filename!r}; an .npz holds .npy files, each once.")
+            with archive.open(member) as stream:
+                arrays[key] = _read_array(stream, f"{path}: {key}", member.file_size, max_bytes)
+            max_bytes -= arrays[key].nbytes
     return arrays
 
 
 def _read_array(stream: IO[bytes], where: str, size_bytes: int, max_bytes: int) -> np.ndarray:
-    try:
-        version = npy.read_magic(stream)
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-        if read_header is None:
-            raise DataError(f"{where}: unknown .npy version {version}.")
-        shape, fortran_order, dtype = read_header(stream)
-    except ValueError as error:
-        raise DataError(f"{where}: not a readable array: {error}") from error
+    version = npy.read_magic(stream)
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read_header is None:
+        raise DataError(f"{where}: unknown .npy version {version}.")
+    shape, fortran_order, dtype = read_header(stream)
     if dtype.hasobject:
         raise DataError(f"{where} holds Python objects, which are never loaded. Save numbers or fixed-width strings.")
     needed = math.prod(shape) * dtype.itemsize
@@ -67,9 +68,8 @@ def _read_array(stream: IO[bytes], where: str, size_bytes: int, max_bytes: int) 
         )
     data = stream.read(needed + 1)
     if len(data) != needed:
-        raise DataError(
-            f"{where}: the header speaks of {needed} bytes, but {'more' if data[needed:] else 'fewer'} follow."
-        )
+        more = "more" if len(data) > needed else "fewer"
+        raise DataError(f"{where}: the header speaks of {needed} bytes, but {more} follow.")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
 
 
