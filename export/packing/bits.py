@@ -7,7 +7,6 @@ headers and tables; the long streams are read by `tfkit.export.packing.kernels`.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 MAX_VARINT_BYTES = 9  # 63 bits: every value fits a signed 64-bit integer
 
@@ -56,19 +55,27 @@ class BitWriter:
     def __init__(self) -> None:
         self._values: list[np.ndarray] = []
         self._counts: list[np.ndarray] = []
+        self._pending: list[tuple[int, int]] = []
         self.bits = 0
 
     def put(self, value: int, count: int) -> None:
         """Appends the `count` low bits of `value` (at most 56)."""
-        self.put_many([value], [count])
+        self._pending.append((value, count))
+        self.bits += count
 
-    def put_many(self, values: ArrayLike, counts: ArrayLike) -> None:
+    def put_many(self, values: np.ndarray, counts: np.ndarray) -> None:
         """Appends many tokens; `values` and `counts` have one shape, tokens of zero bits vanish."""
-        value_array = np.asarray(values, np.uint64).ravel()
-        count_array = np.asarray(counts, np.uint8).ravel()
-        self._values.append(value_array)
-        self._counts.append(count_array)
-        self.bits += int(count_array.sum(dtype=np.int64))
+        self._flush()
+        self._values.append(values.astype(np.uint64).ravel())
+        self._counts.append(counts.astype(np.uint8).ravel())
+        self.bits += int(counts.sum(dtype=np.int64))
+
+    def _flush(self) -> None:
+        if self._pending:
+            pairs = np.array(self._pending, np.uint64)
+            self._values.append(pairs[:, 0])
+            self._counts.append(pairs[:, 1].astype(np.uint8))
+            self._pending = []
 
     def put_exp_golomb(self, value: int, order: int = 0) -> None:
         """Appends `value` >= 0 in Exp-Golomb code of the given order (see `exp_golomb_bits`)."""
@@ -82,6 +89,7 @@ class BitWriter:
         """The stream, its last byte filled up with zero bits."""
         from tfkit.export.packing import kernels
 
+        self._flush()
         if not self._values:
             return b""
         out = np.zeros((self.bits + 7) // 8 + 8, np.uint8)

@@ -20,8 +20,8 @@ VERSION = 1
 MODE_STORED, MODE_WHOLE, MODE_PARTS = 0, 1, 2
 KIND_COPY, KIND_TENSOR = 0, 1
 DEFAULT_MAX_BYTES = 512 << 20
-# LZMA's full search is slow on megabytes. Its fast search tells when it cannot win: it is never this much worse.
-_SMALL_FILE, _PROBE_MARGIN = 1 << 16, 1.6
+_SMALL_FILE = 1 << 16
+_MAX_PARTS = 4096  # bounds the work that a small hostile file can ask for
 _REST_LIMIT = 1 << 12  # buffers up to this size may do better inside the rest
 
 
@@ -80,7 +80,7 @@ def pack_parts(data: bytes) -> Packed:
     parts, left = _code_buffers(data, buffers)
     parts, left = _settle_small_buffers(data, parts, left)
     best = _assemble(data, header(MODE_PARTS), parts, left) if parts else None
-    if best is None or _whole_may_win(data, len(best.data)):
+    if best is None or _lzma_may_win(data, len(best.data)):
         codec, payload = general.compress(data)
         whole = header(MODE_WHOLE) + write_varint(len(data)) + bytes([codec]) + payload
         if best is None or len(whole) < len(best.data):
@@ -96,14 +96,17 @@ def pack_parts(data: bytes) -> Packed:
     return best
 
 
-def _whole_may_win(data: bytes, packed: int) -> bool:
-    return len(data) <= _SMALL_FILE or general.probe(data) < packed * _PROBE_MARGIN
+def _lzma_may_win(data: bytes, packed: int) -> bool:
+    # LZMA's full search takes a second a megabyte. Its fast search is close to it on noisy data, and within a factor
+    # on data with structure, which tells when it cannot win.
+    if len(data) <= _SMALL_FILE:
+        return True
+    size = general.probe(data)
+    return size < packed * (1.04 if size > len(data) // 2 else 1.6)
 
 
 def _general_wins(content: bytes, coded: int) -> bool:
-    if len(content) > _SMALL_FILE and general.probe(content) >= coded * _PROBE_MARGIN:
-        return False
-    return len(general.compress(content)[1]) < coded
+    return _lzma_may_win(content, coded) and len(general.compress(content, thorough=False)[1]) < coded
 
 
 def _code_buffers(data: bytes, buffers: list[WeightBuffer]) -> tuple[list[Part], list[WeightBuffer]]:
@@ -111,6 +114,9 @@ def _code_buffers(data: bytes, buffers: list[WeightBuffer]) -> tuple[list[Part],
     left: list[WeightBuffer] = []
     first: dict[bytes, int] = {}
     for buffer in buffers:
+        if len(parts) == _MAX_PARTS:
+            left.append(buffer)
+            continue
         content = data[buffer.start : buffer.start + buffer.size]
         if content in first:
             original = parts[first[content]]
@@ -130,8 +136,9 @@ def _settle_small_buffers(
     data: bytes, parts: list[Part], left: list[WeightBuffer]
 ) -> tuple[list[Part], list[WeightBuffer]]:
     """Moves small buffers into the rest where that shortens the file."""
-    if any(part.kind == KIND_COPY for part in parts):
-        return parts, left  # copies count on the numbering
+    rest = len(data) - sum(part.buffer.size for part in parts)
+    if rest > _SMALL_FILE or any(part.kind == KIND_COPY for part in parts):
+        return parts, left  # a long rest takes seconds a try; copies count on the numbering
     small = [part for part in parts if part.buffer.size <= _REST_LIMIT]
     best = len(_assemble(data, b"", parts, left).data)
     for part in sorted(small, key=lambda p: p.buffer.size)[:32]:
@@ -148,7 +155,12 @@ def _assemble(data: bytes, header: bytes, parts: list[Part], left: list[WeightBu
     end = 0
     for part in parts:
         start, size = part.buffer.start, part.buffer.size
-        directory += [write_varint(start - end), write_varint(size), bytes([part.kind]), write_varint(len(part.payload))]
+        directory += [
+            write_varint(start - end),
+            write_varint(size),
+            bytes([part.kind]),
+            write_varint(len(part.payload)),
+        ]
         rest.append(data[end:start])
         end = start + size
     rest.append(data[end:])
@@ -177,7 +189,7 @@ def unpack_bytes(packed: bytes, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         raise PackError(f"not a packed file: it must begin with {MAGIC!r}, got {bytes(view[:4])!r}")
     version, mode = view[3] >> 4, view[3] & 15
     if version != VERSION or mode > MODE_PARTS:
-        raise PackError(f"version {version} mode {mode} is unknown here (version {VERSION}, modes 0 to 2): update tfkit")
+        raise PackError(f"version {version}, mode {mode}; this reads version {VERSION}, modes 0 to 2: update tfkit")
     if mode == MODE_STORED:
         _check_size(len(view) - 8, max_bytes)
         data = bytes(view[8:])
@@ -206,8 +218,8 @@ def _byte(view: memoryview, at: int) -> int:
 
 def _unpack_parts(view: memoryview, at: int, size: int) -> bytes:
     count, at = read_varint(view, at)
-    if count > len(view) // 4:
-        raise PackError(f"damaged: {count} buffers in {len(view)} bytes")
+    if count > _MAX_PARTS:
+        raise PackError(f"damaged: {count} buffers, at most {_MAX_PARTS} can be listed")
     entries: list[tuple[int, int, int, int]] = []
     end = 0
     for _ in range(count):

@@ -72,6 +72,12 @@ class GapCode(NamedTuple):
         return code
 
 
+# What an encoder tries: fine and coarse, for short and for long tables.
+GAP_CODES = tuple(
+    GapCode(s, m) for s, m in ((1, 1), (2, 1), (3, 2), (4, 2), (4, 3), (5, 2), (5, 3), (5, 4), (6, 3), (6, 5), (7, 5))
+)
+
+
 def fixed_width_cost(gaps: np.ndarray, value_bits: int) -> tuple[int, int]:
     """Deep Compression before Huffman coding: gaps in the best fixed width, longer ones bridged by filler zeros.
 
@@ -87,8 +93,3 @@ def fixed_width_cost(gaps: np.ndarray, value_bits: int) -> tuple[int, int]:
     entries = {width: len(gaps) + int((gaps >> width).sum()) for width in range(1, 17)}
     width = min(entries, key=lambda w: entries[w] * (w + value_bits))
     return width, entries[width]
-
-
-def gap_codes() -> list[GapCode]:
-    """The codes an encoder tries."""
-    return [GapCode(s, m) for s, m in ((1, 1), (2, 1), (3, 2), (4, 2), (4, 3), (5, 2), (5, 3), (5, 4), (6, 3), (6, 5), (7, 5))]

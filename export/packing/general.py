@@ -10,11 +10,12 @@ import zlib
 from collections.abc import Iterable
 
 from tfkit.export.packing.bits import PackError
+from tfkit.export.packing.dictionary import tflite_dictionary
 
-STORED, DEFLATE, LZMA2, LZMA1 = 0, 1, 2, 16  # LZMA1 + (pb * 5 + lp) * 9 + lc, with lc + lp <= 4
+STORED, DEFLATE, LZMA2, DEFLATE_PRESET, LZMA1 = 0, 1, 2, 3, 16  # LZMA1 + (pb * 5 + lp) * 9 + lc, with lc + lp <= 4
 _MAX_DICTIONARY = 1 << 26
 _PADDING = bytes(16)
-_SMALL = 1 << 18  # below this, every setting is tried
+_SMALL = 1 << 16
 _TRIM_LIMIT = 1 << 20
 _SETTINGS = [(lc, lp, pb) for lp in range(5) for lc in range(5 - lp) for pb in range(3)]
 
@@ -40,8 +41,9 @@ def compress_with(data: bytes, codec: int) -> bytes:
     """One stream in the given codec; `data` must not be empty."""
     if codec == STORED:
         return data
-    if codec == DEFLATE:
-        deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    if codec in (DEFLATE, DEFLATE_PRESET):
+        preset = {"zdict": tflite_dictionary()} if codec == DEFLATE_PRESET else {}
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, **preset)
         return deflate.compress(data) + deflate.flush()
     stream = lzma.compress(data, format=lzma.FORMAT_RAW, filters=_filters(codec, len(data)))
     if codec == LZMA2:
@@ -54,15 +56,25 @@ def compress_with(data: bytes, codec: int) -> bytes:
     return stream
 
 
-def compress(data: bytes) -> tuple[int, bytes]:
-    """The shortest stream: (codec, payload)."""
+def compress(data: bytes, *, thorough: bool = True) -> tuple[int, bytes]:
+    """The shortest stream found.
+
+    Args:
+        data: what to compress.
+        thorough: whether to try every LZMA setting on up to 64 KiB, rather than the two usual ones.
+
+    Returns:
+        (codec, payload).
+    """
     best = STORED, data
     if not data:
         return best
     small = len(data) <= _SMALL
-    codecs: Iterable[int] = [LZMA2, DEFLATE]
-    if small:
+    codecs: Iterable[int] = [LZMA2, DEFLATE, DEFLATE_PRESET] if small else [LZMA2, DEFLATE]
+    if small and thorough:
         codecs = [*codecs, *_most_promising(data, [LZMA1 + (pb * 5 + lp) * 9 + lc for lc, lp, pb in _SETTINGS])]
+    elif len(data) <= _TRIM_LIMIT:
+        codecs = [*codecs, LZMA1 + (2 * 5 + 2) * 9]  # lc 0, lp 2, pb 2: four-byte elements
     for codec in codecs:
         # Deflate is slow on long runs, where LZMA is far ahead of it.
         if codec == DEFLATE and not small and len(best[1]) < 0.9 * len(data):
@@ -120,6 +132,8 @@ def _decompress(payload: bytes, codec: int, size: int) -> bytes:
         return b"" if not payload else payload
     if codec == DEFLATE:
         return zlib.decompressobj(-15).decompress(payload, size)
+    if codec == DEFLATE_PRESET:
+        return zlib.decompressobj(-15, zdict=tflite_dictionary()).decompress(payload, size)
     properties = codec - LZMA1
     if codec != LZMA2 and not (0 <= properties < 225 and properties % 9 + properties // 9 % 5 <= 4):
         raise PackError(f"damaged: no codec has number {codec}")
@@ -130,6 +144,6 @@ def _decompress(payload: bytes, codec: int, size: int) -> bytes:
 def codec_name(codec: int) -> str:
     """A codec in words."""
     if codec < LZMA1:
-        return {STORED: "stored", DEFLATE: "deflate", LZMA2: "LZMA2"}[codec]
+        return ["stored", "deflate", "LZMA2", "deflate with preset dictionary"][codec]
     properties = codec - LZMA1
     return f"LZMA lc={properties % 9} lp={properties // 9 % 5} pb={properties // 45}"

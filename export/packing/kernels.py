@@ -27,7 +27,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
 def put_bits(values: np.ndarray, counts: np.ndarray, out: np.ndarray) -> None:
     """Writes the low `counts[i]` (at most 56) bits of each value, most significant first, into the zeroed `out`."""
     word = np.uint64(0)
-    held = 0
+    held: Any = 0
     at = 0
     for i in range(len(values)):
         count = np.int64(counts[i])
@@ -52,7 +52,7 @@ def as_words(payload: bytes | memoryview) -> np.ndarray:
 
 
 @_compiled
-def _peek(words: np.ndarray, at: int, count: int) -> int:
+def _peek(words: np.ndarray, at: int, count: int) -> Any:
     # count <= 32 bits from bit `at`. Two shifts at the end, for one by 64 would be undefined when count is 0.
     word = (np.uint64(words[at >> 5]) << np.uint64(32)) | np.uint64(words[(at >> 5) + 1])
     return np.int64(((word << np.uint64(at & 31)) >> np.uint64(1)) >> np.uint64(63 - count))
@@ -62,7 +62,7 @@ def _peek(words: np.ndarray, at: int, count: int) -> int:
 def read_symbols(words: np.ndarray, at: int, end: int, table: np.ndarray, bits: int, out: np.ndarray) -> int:
     """Decodes len(out) symbols from `as_words`. Returns the bit behind them, or -1 when the stream ended."""
     for i in range(len(out)):
-        entry = np.int64(table[_peek(words, at, bits)])
+        entry: Any = np.int64(table[_peek(words, at, bits)])
         at += entry & 15
         if at > end:
             return -1
@@ -106,7 +106,7 @@ def read_tensor(
         for _ in range(counts[c]):
             position += 1
             if sparse:
-                entry = np.int64(gap_tables[gap_at[c] + _peek(words, at, gap_bits[c])])
+                entry: Any = np.int64(gap_tables[gap_at[c] + _peek(words, at, gap_bits[c])])
                 at += entry & 15
                 if at > end:
                     return TRUNCATED, at

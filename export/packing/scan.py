@@ -25,13 +25,13 @@ class Scan(NamedTuple):
         rows: the tensor is seen as (rows, elements / rows).
         transposed: columns are the lines.
         classes: class of each line, uint8, shape (lines,), or None for a single class.
-        count: number of classes.
+        class_count: number of classes.
     """
 
     rows: int
     transposed: bool
     classes: np.ndarray | None
-    count: int
+    class_count: int
 
     def ordered(self, elements: np.ndarray) -> np.ndarray:
         """The elements (flat) in coding order, flat."""
@@ -42,10 +42,10 @@ class Scan(NamedTuple):
         return np.ascontiguousarray(lines).ravel()
 
     def starts(self, elements: int) -> np.ndarray:
-        """Where each class begins in coding order: int64, shape (count + 1,)."""
+        """Where each class begins in coding order: int64, shape (class_count + 1,)."""
         if self.classes is None:
             return np.array([0, elements], np.int64)
-        sizes = np.bincount(self.classes, minlength=self.count).astype(np.int64) * (elements // len(self.classes))
+        sizes = np.bincount(self.classes, minlength=self.class_count).astype(np.int64) * (elements // len(self.classes))
         return np.concatenate(([0], np.cumsum(sizes)))
 
 
@@ -83,13 +83,14 @@ def _line_classes(matrix: np.ndarray, transposed: bool, alphabet: int) -> Iterat
     counts = np.bincount(keys.ravel(), minlength=len(lines) * alphabet).reshape(len(lines), alphabet).astype(np.float64)
     rank = np.argsort(np.argsort(counts[:, 0], kind="stable"), kind="stable")
     big = matrix.size > 1 << 20
+    prior = counts.mean(axis=0) * 0.1 + 1e-3  # a class without a symbol yet may still take it in
     whole = entropy_bits(counts.sum(axis=0))
-    for wanted in (4,) if big else (2, 3, 4, 6, 8, 12, 16):
+    for wanted in (4,) if big else (4, 2, 3, 6, 8, 12, 16):
         if len(lines) < 2 * wanted:
-            return
+            continue
         classes = rank * wanted // len(lines)
-        for _ in range(5 if big else 20):
-            totals = np.stack([counts[classes == c].sum(axis=0) for c in range(wanted)]) + counts.mean(axis=0) * 0.1 + 1e-3
+        for _ in range(5 if big else 12):
+            totals = np.stack([counts[classes == c].sum(axis=0) for c in range(wanted)]) + prior
             cost = counts @ -np.log2(totals / totals.sum(axis=1, keepdims=True)).T
             nearest = cost.argmin(axis=1)
             if np.array_equal(nearest, classes):
@@ -100,3 +101,5 @@ def _line_classes(matrix: np.ndarray, transposed: bool, alphabet: int) -> Iterat
         saved = whole - sum(entropy_bits(counts[classes == c].sum(axis=0)) for c in range(used))
         if used > 1 and saved > entropy_bits(np.bincount(classes)) + 8 * used:
             yield classes.astype(np.uint8)
+        elif wanted == 2:
+            return  # neither four nor two classes helped: the lines are alike

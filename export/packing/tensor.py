@@ -3,7 +3,8 @@
 Han, Mao, Dally. Deep compression: compressing deep neural networks with pruning, trained quantization and Huffman
 coding. https://arxiv.org/abs/1510.00149.
 Differs: gaps have no fixed width (see `gaps`); lines of a tensor may fall into classes with tables of their own (see
-`scan`); floats that share no values keep their low bits plain (see `values`); the background need not be zero; the signs of zeros can be kept apart.
+`scan`); floats that share no values keep their low bits plain (see `values`); the background need not be
+zero; the signs of zeros can be kept apart.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from tfkit.export.packing import huffman
 from tfkit.export.packing.bits import BitReader, BitWriter, PackError
-from tfkit.export.packing.gaps import GapCode, fixed_width_cost, gap_codes
+from tfkit.export.packing.gaps import GAP_CODES, GapCode, fixed_width_cost
 from tfkit.export.packing.scan import MAX_CLASSES, MAX_LINES, Scan, scans
 from tfkit.export.packing.values import ValueCode, choose_value_code, entropy_bits
 
@@ -28,6 +29,7 @@ class CodedTensor(NamedTuple):
         payload: the stream.
         sparse: whether positions were coded.
         coded: number of values in the stream.
+        distinct: symbols of the codebook.
         classes: classes of lines.
         index_bits, value_bits: bits of gaps and of values.
         zero_sign_bits: bits that only tell -0.0 from 0.0.
@@ -39,6 +41,7 @@ class CodedTensor(NamedTuple):
     payload: bytes
     sparse: bool
     coded: int
+    distinct: int
     classes: int
     index_bits: int
     value_bits: int
@@ -96,10 +99,19 @@ class _Draft(NamedTuple):
         fixed_value = (max(len(self.code.codebook), 1) - 1).bit_length() + self.code.low_bits
         fixed_index, entries = fixed_width_cost(self.gaps, fixed_value) if self.sparse else (0, self.coded)
         return CodedTensor(
-            self.writer.getvalue(), self.sparse, self.coded, self.classes, self.index_bits, self.value_bits,
-            self.zero_sign_bits, self.writer.bits - self.index_bits - self.value_bits - self.zero_sign_bits,
-            fixed_value, fixed_index, entries,
-        )  # fmt: skip
+            payload=self.writer.getvalue(),
+            sparse=self.sparse,
+            coded=self.coded,
+            distinct=len(self.code.codebook),
+            classes=self.classes,
+            index_bits=self.index_bits,
+            value_bits=self.value_bits,
+            zero_sign_bits=self.zero_sign_bits,
+            table_bits=self.writer.bits - self.index_bits - self.value_bits - self.zero_sign_bits,
+            fixed_value_bits=fixed_value,
+            fixed_index_bits=fixed_index,
+            fixed_entries=entries,
+        )
 
 
 def _best_draft(
@@ -145,7 +157,7 @@ def _draft(
     at = np.flatnonzero(ordered) if sparse else np.arange(elements)
     first = np.searchsorted(at, starts)  # where each class begins among the coded values
     coded = np.diff(first)
-    of_class = np.repeat(np.arange(scan.count), coded)
+    of_class = np.repeat(np.arange(scan.class_count), coded)
 
     writer = BitWriter()
     writer.put(WIDTHS.index(code.width), 2)
@@ -171,12 +183,12 @@ def _draft(
         gap_code.write(writer)
         alphabet = int(gap_symbols.max(initial=0)) + 1
         writer.put_exp_golomb(alphabet, 4)
-        gap_words, gap_sizes = _write_tables(writer, gap_symbols, of_class, scan.count, alphabet)
+        gap_words, gap_sizes = _write_tables(writer, gap_symbols, of_class, scan.class_count, alphabet)
         index_bits = int(gap_sizes.sum(dtype=np.int64) + extra_bits.sum())
         tokens += [gap_words, extra]
         sizes += [gap_sizes, extra_bits]
     value_symbols = ordered[at] - sparse
-    words, lengths = _write_tables(writer, value_symbols, of_class, scan.count, len(code.codebook))
+    words, lengths = _write_tables(writer, value_symbols, of_class, scan.class_count, len(code.codebook))
     value_bits = int(lengths.sum(dtype=np.int64)) + code.low_bits * len(at)
     tokens += [words, scan.ordered(low)[at]]
     sizes += [lengths, np.full(len(at), code.low_bits)]
@@ -185,16 +197,16 @@ def _draft(
     if zero_signs is not None:
         sign_bits = len(zero_signs)
         writer.put_many(zero_signs, np.ones(sign_bits))
-    return _Draft(writer, code, sparse, len(at), scan.count, index_bits, value_bits, sign_bits, gaps)
+    return _Draft(writer, code, sparse, len(at), scan.class_count, index_bits, value_bits, sign_bits, gaps)
 
 
 def _write_scan(writer: BitWriter, scan: Scan) -> None:
-    writer.put(scan.count - 1, 4)
+    writer.put(scan.class_count - 1, 4)
     writer.put(scan.transposed, 1)
     if scan.transposed or scan.classes is not None:
         writer.put_exp_golomb(scan.rows, 6)
     if scan.classes is not None:
-        words, lengths = _write_tables(writer, scan.classes, np.zeros(len(scan.classes), np.int64), 1, scan.count)
+        words, lengths = _write_tables(writer, scan.classes, np.zeros(len(scan.classes), np.int64), 1, scan.class_count)
         writer.put_many(words, lengths)
 
 
@@ -231,7 +243,7 @@ def _choose_gap_code(gaps: np.ndarray) -> tuple[GapCode, np.ndarray, np.ndarray,
         grouped = np.bincount(symbols, weights=counts)
         return entropy_bits(grouped) + float((bits * counts).sum()) + 2.5 * np.count_nonzero(grouped)
 
-    code = min(gap_codes(), key=cost)
+    code = min(GAP_CODES, key=cost)
     symbols, extra, bits = code.split(distinct)
     return code, symbols[inverse], extra[inverse], bits[inverse]
 
@@ -261,19 +273,19 @@ def decode_tensor(payload: bytes | memoryview, out: np.ndarray) -> None:
     starts = scan.starts(elements)
     counts = np.diff(starts)
     gap_code, alphabet = GapCode(0, 0), 1
-    gap_tables = np.zeros(1, np.uint32), np.zeros(scan.count, np.int64), np.zeros(scan.count, np.int64)
+    gap_tables = np.zeros(1, np.uint32), np.zeros(scan.class_count, np.int64), np.zeros(scan.class_count, np.int64)
     if sparse:
-        counts = np.array([reader.get_exp_golomb(10) for _ in range(scan.count)], np.int64)
+        counts = np.array([reader.get_exp_golomb(10) for _ in range(scan.class_count)], np.int64)
         if np.any(counts > np.diff(starts)):
             raise PackError("damaged: more values than elements")
         gap_code = GapCode.read(reader)
         alphabet = reader.get_exp_golomb(4)
         if not 1 <= alphabet <= gap_code.symbols:
             raise PackError(f"damaged: {alphabet} gap symbols; 1 to {gap_code.symbols} exist")
-        gap_tables = _read_tables(reader, scan.count, alphabet)
+        gap_tables = _read_tables(reader, scan.class_count, alphabet)
     if not len(code.codebook) and counts.any():
         raise PackError("damaged: values without a codebook")
-    value_tables = _read_tables(reader, scan.count, len(code.codebook))
+    value_tables = _read_tables(reader, scan.class_count, len(code.codebook))
     order = np.zeros(0, np.int64)
     if scan.classes is not None:
         order = np.argsort(scan.classes, kind="stable").astype(np.int64)

@@ -68,6 +68,7 @@ def test_pruned_weights_stay_and_the_rest_trains():
     zoo.train(prepared, np.random.default_rng(0).normal(size=(6, 10)), steps=3, callbacks=pruning.callbacks())
     end = np.asarray(pruning.finalize(prepared).layers[-1].kernel)
     np.testing.assert_array_equal(end == 0, start == 0)
+    assert not np.signbit(end[end == 0]).any()  # -0.0 would cost bits.
     assert np.count_nonzero(end == 0) == 700
     assert np.all(end[start != 0] != start[start != 0])
 

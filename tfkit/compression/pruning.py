@@ -54,7 +54,7 @@ def polynomial(progress: float, initial: float, final: float, power: float = 3.0
 
 @keras.saving.register_keras_serializable(package="tfkit")
 class Mask(WeightTransform):
-    """`w' = w * mask`. Adapting it to a value keeps that value's zeros; masked weights receive no gradient."""
+    """`w' = w` where the mask is 1, else 0. Adapting it keeps a value's zeros; masked weights receive no gradient."""
 
     def build(self, input_shape: Sequence[int]) -> None:
         self.mask = self.add_weight(
@@ -65,7 +65,8 @@ class Mask(WeightTransform):
         self.mask.assign((value != 0).astype("float32") if is_sparse(value) else np.ones_like(value))
 
     def transform(self, weight: Any) -> Any:
-        return weight * keras.ops.cast(self.mask, weight.dtype)
+        # A product would leave -0.0, whose random signs cost a bit each in the packed file.
+        return keras.ops.where(self.mask > 0, weight, keras.ops.zeros_like(weight))
 
 
 @keras.saving.register_keras_serializable(package="tfkit")
