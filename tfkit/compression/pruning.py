@@ -181,9 +181,8 @@ class MagnitudePruning(Compressor):
             share = self._share(float(self.sparsity), ramp)  # type: ignore[arg-type]
             updated = global_masks(values, share)
         else:
-            updated = [
-                magnitude_mask(value, self._share(float(mask.target or 0), ramp)) for mask, value in zip(masks, values, strict=True)
-            ]
+            shares = [self._share(float(mask.target or 0), ramp) for mask in masks]
+            updated = [magnitude_mask(value, share) for value, share in zip(values, shares, strict=True)]
         for mask, new in zip(masks, updated, strict=True):
             mask.mask.assign(new)
 

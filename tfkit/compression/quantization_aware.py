@@ -73,12 +73,14 @@ class QuantizationAware(Compressor):
     """Prepares a model so that what it trains is what an int8 `.tflite` file computes.
 
     Dense, EinsumDense, Conv1D/2D, Conv2DTranspose, DepthwiseConv2D and SeparableConv2D (split in two) get int8
-    weights; each batch normalization after one of them is folded at `finalize`, and a ReLU or ReLU6 is fused. Residual adds, concatenations and poolings
-    are quantized; the inputs of a concatenation share its output's grid. LayerNormalization, attention, recurrent
-    layers and activations such as GELU stay in float, knowingly: `report()` names every layer, and why.
+    weights; each batch normalization after one of them is folded at `finalize`, and a ReLU or ReLU6 is fused.
+    Residual adds, concatenations and poolings are quantized; the inputs of a concatenation share its output's grid.
+    LayerNormalization, attention, recurrent layers and activations such as GELU stay in float, knowingly: `report()`
+    names every layer, and why.
 
-    The file agrees with the finalized model to one step of the output, with one exception: the mean that an average
-    pooling takes of few integers is often a tie, which TFLite's kernel and fake quantization break differently.
+    A file of one path through such layers agrees with the finalized model to one step of the output. Where branches
+    meet, two inputs may each be a step apart; and the mean that an average pooling takes of few integers is often a
+    tie, which TFLite's kernel and fake quantization break differently.
 
     Weight tensors that arrive clustered get one scale for the whole tensor, so that shared values stay shared.
 
