@@ -7,6 +7,7 @@ interrupted. With `--json`, standard output carries one JSON document and nothin
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json as json_format
 import os
 import statistics
@@ -27,6 +28,14 @@ BELOW_WHAT_WAS_ASKED = 1
 BAD_INPUT = 2
 OWN_FAULT = 3
 INTERRUPTED = 130
+
+
+class Objective(enum.StrEnum):
+    """What `compress` makes small."""
+
+    size = "size"
+    latency = "latency"
+
 
 app = typer.Typer(
     name="tfkit",
@@ -128,6 +137,79 @@ def data(
     for key, value in shown.items():
         table.add_row(key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value))
     _print(table)
+
+
+@app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="A .keras file, or a name of tfkit.models, which is trained first.")],
+    data: Annotated[str, typer.Option("--data", help="A name, an .npz file, or module:function.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=1, help="Validation accuracy that may be lost; 0.01 is one point.")
+    ] = 0.01,
+    objective: Annotated[Objective, typer.Option(help="What the best file has least of.")] = Objective.size,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a pruning; other training takes its share.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples a training step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Of a pruning, at its first step.")] = 1e-3,
+    validation: Annotated[float, typer.Option(help="Fraction of the training examples to judge by.")] = 0.1,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="Inputs that the ranges of int8 come from.")] = 300,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the interpreter that is timed.")] = 1,
+    candidates: Annotated[
+        list[str] | None, typer.Option("--candidate", help="Try only these; may be repeated.", show_default="all")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data's split and of training.")] = 0,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Compress a classifier in several ways, measure every file, and keep the best within an accuracy budget.
+
+    An interrupted run goes on from its finished candidates: repeat the command.
+    """
+    settings = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "calibration_samples": calibration_samples,
+        "threads": threads,
+    }
+    options = {"max_drop": max_drop, "objective": objective.value, "validation": validation, "seed": seed}
+    _search(model, data, out, settings, json, force=force, candidates=candidates, **options)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("demo_output"),
+    quick: Annotated[bool, typer.Option("--quick", help="Few candidates and epochs: less than a minute.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data's split and of training.")] = 0,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """The main job on real digits: train LeNet-5, compress it in every way, and write a report to look at."""
+    settings = {"epochs": 2, "train_epochs": 4} if quick else {}
+    candidates = ["dynamic_int8", "int8", "pruned_80_dynamic"] if quick else None
+    _search("lenet5", "mnist5k", out, settings, json, force=force, candidates=candidates, validation=0.2, seed=seed)
+
+
+def _search(model: str, data: str, out: Path, settings: dict[str, Any], json: bool, **options: Any) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Its notices of absent GPUs help nobody here.
+    from tfkit.compression import console, search
+
+    console.quiet()
+    try:
+        with console.showing_progress() as progress:
+            result = search.compress(
+                model, data, out=out, settings=search.Settings(**settings), progress=progress, **options
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"tfkit: what is finished is kept in {out}; the same command goes on from there.", err=True)
+        raise
+    if json:
+        _print_json(result.results)
+    else:
+        console.show(result)
+    if not result.found:
+        typer.echo("tfkit: no candidate is within the accuracy budget.", err=True)
+        raise typer.Exit(BELOW_WHAT_WAS_ASKED)
 
 
 @app.command()

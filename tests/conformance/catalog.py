@@ -50,6 +50,9 @@ LAYERS: dict[str, Row] = {
 OTHERS: set[str] = {
     "tfkit.compression.Compressor",
     "tfkit.compression.NoEffectWarning",
+    "tfkit.compression.Report",
+    "tfkit.compression.SearchResult",
+    "tfkit.compression.Settings",
     "tfkit.compression.WeightTransform",
 }
 

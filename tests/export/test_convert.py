@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tfkit.compression.base import NoEffectWarning
 from tfkit.export import ConversionError, Runner, convert, tracing, verify
-from tfkit.export.convert import collect_samples, explain, write_atomically
+from tfkit.export.convert import collect_samples, explain
+from tfkit.internal.files import write_atomically
 
 L = keras.layers
 

@@ -77,7 +77,7 @@ def test_compressible_weights_are_named_by_path():
     assert sum(name.endswith("recurrent_kernel") for name in names) == 3  # LSTM and both directions of the GRU.
     model, _ = zoo.transformer()
     names = [name for layer in surgery.leaf_layers(model) for name in surgery.compressible_weights(layer)]
-    assert {"query/kernel", "key/kernel", "value/kernel", "attention_output/kernel"} <= set(names)
+    assert {"_query_dense/kernel", "_key_dense/kernel", "_value_dense/kernel", "_output_dense/kernel"} <= set(names)
 
 
 def test_sole_consumers():

@@ -137,16 +137,21 @@ class Compressor(abc.ABC):
         source = surgery.source(layer)
         existing = layer.transforms if isinstance(layer, Reparameterized) else {}
         if not (self.selects(source) and surgery.compressible_weights(source)):
-            return _copy_wrapped(layer) if isinstance(layer, Reparameterized) else None
+            return copy_wrapped(layer)
         added: dict[str, list[WeightTransform]] = {}
         for name, variable in surgery.compressible_weights(source).items():
             value = keras.ops.convert_to_numpy(variable)
+            if not np.isfinite(value).all():
+                raise ValueError(
+                    f"Argument `model` must have finite weights. Received: NaN or infinity in '{name}' of layer "
+                    f"'{source.name}'. Train it again, with a lower learning rate."
+                )
             if name in existing:
                 value = keras.ops.convert_to_numpy(layer.effective_weights()[name])
             chain = [] if name in existing or not self.preserve else preserving_transforms(value)
             added[name] = [*chain, *self.transforms_for(source, name, value)]
         if not any(added.values()):
-            return _copy_wrapped(layer) if isinstance(layer, Reparameterized) else None
+            return copy_wrapped(layer)
         return _stack(layer, added)
 
 
@@ -238,7 +243,10 @@ def preserving_transforms(value: np.ndarray) -> list[WeightTransform]:
     return []
 
 
-def _copy_wrapped(layer: Reparameterized) -> Reparameterized:
+def copy_wrapped(layer: keras.Layer) -> Reparameterized | None:
+    """Returns a copy of a reparameterized layer, and None for any other: a `replace` for `surgery.rebuild`."""
+    if not isinstance(layer, Reparameterized):
+        return None
     copy = surgery.copy_layer(layer.layer)
     transforms = {name: [surgery.copy_layer(t) for t in chain] for name, chain in layer.transforms.items()}
     wrapped = Reparameterized(copy, transforms, name=layer.name)
@@ -249,7 +257,8 @@ def _copy_wrapped(layer: Reparameterized) -> Reparameterized:
 def _stack(layer: keras.Layer, added: Mapping[str, Sequence[WeightTransform]]) -> Reparameterized:
     """Returns a copy of a layer with transforms added after those it has, each adapted to the value it receives."""
     if isinstance(layer, Reparameterized):
-        old = _copy_wrapped(layer)
+        old = copy_wrapped(layer)
+        assert old is not None
         inner, kept = old.layer, old.transforms
     else:
         inner, kept = surgery.copy_layer(layer), {}

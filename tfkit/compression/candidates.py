@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import keras
 
 from tfkit import compression
+from tfkit.export.pack import SUFFIX
 from tfkit.internal import checks, surgery
 
 #: Weights kept in a layer grow with its size to this power. Fitted to LeNet-5 in table 3 of Deep Compression (Han, Mao,
@@ -65,11 +66,11 @@ STAGES: tuple[Stage, ...] = (
     # Each pruning goes on from the one before: the paper's pruning and retraining in rounds.
     Stage("pruned_80", "float32", "MagnitudePruning", {"sparsity": 0.8}, 1.0, 1.0),
     Stage("pruned_90", "pruned_80", "MagnitudePruning", {"sparsity": 0.9}, 1.0, 1.0),
-    Stage("pruned_96", "pruned_90", "MagnitudePruning", {"sparsity": 0.96}, 1.0, 1.0),
+    Stage("pruned_96", "pruned_90", "MagnitudePruning", {"sparsity": 0.96}, 1.0, 2.0),
     Stage("clustered_90", "pruned_90", "WeightClustering", {"bits": 5}, 0.5, 0.3),
-    Stage("clustered_96", "pruned_96", "WeightClustering", {"bits": 4}, 0.5, 0.3),
+    Stage("clustered_96", "pruned_96", "WeightClustering", {"bits": 4}, 0.5, 0.5),
     Stage("clustered_90_qat", "clustered_90", "QuantizationAware", {}, 0.5, 0.1),
-    Stage("clustered_96_qat", "clustered_96", "QuantizationAware", {}, 0.5, 0.1),
+    Stage("clustered_96_qat", "clustered_96", "QuantizationAware", {}, 0.5, 0.2),
 )
 
 BASELINE = Candidate("float32", "float32", "float32", "the model as it was given")
@@ -152,38 +153,49 @@ def sparsity_by_layer(model: keras.Model, sparsity: float) -> dict[str, float]:
 
 
 def recipe(
-    candidate: Candidate, *, data: str, seed: int, loss: str, epochs: int, learning_rate: float, batch_size: int
+    candidate: Candidate,
+    *,
+    data: str,
+    seed: int,
+    loss: str,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    calibration_samples: int,
 ) -> str:
-    """Returns the Python program that makes a candidate's file from the given model.
+    """Returns the Python program that makes a candidate's file from the given model; to be run in the output folder.
 
     Args:
         candidate: the candidate.
-        data: what `tfkit.data.load` is given.
-        seed, loss, epochs, learning_rate, batch_size: the settings of the search.
+        data: the expression that gives the data set.
+        seed, loss, epochs, learning_rate, batch_size, calibration_samples: the settings of the search.
     """
     stages = lineage(candidate.stage)
-    imports = "import keras\nfrom tfkit import data, export\n"
+    lines = ["import keras", f"from tfkit import {'compression, ' if stages else ''}data, export"]
+    if any("sparsity" in item.arguments for item in stages):
+        lines.append("from tfkit.compression.candidates import sparsity_by_layer")
     if stages:
-        imports = "import keras\nfrom tfkit import compression, data, export\n"
-        imports += "from tfkit.compression.finetuning import FineTuning\n"
-        if any("sparsity" in item.arguments for item in stages):
-            imports += "from tfkit.compression.candidates import sparsity_by_layer\n"
-    lines = [imports]
-    if stages or candidate.quantization == "int8":
-        lines.append(f"dataset = data.load({data!r}, seed={seed})")
+        lines.append("from tfkit.compression.finetuning import FineTuning")
+    lines.append("")
+    calibrated = candidate.quantization == "int8"
+    if stages or calibrated:
+        lines.append(f"dataset = {data}")
     lines.append('model = keras.saving.load_model("models/float32.keras")')
     for item in stages:
         arguments = ", ".join(
             f"sparsity_by_layer(model, {value!r})" if name == "sparsity" else f"{name}={value!r}"
             for name, value in item.arguments.items()
         )
-        lines.append(
+        lines += [
             f"fit = FineTuning(dataset, epochs={item.epochs_of(epochs)}, "
-            f"learning_rate={item.learning_rate * learning_rate:g}, batch_size={batch_size}, loss={loss!r}, "
-            f"seed={seed})"
-        )
-        lines.append(f"model = compression.{item.method}({arguments}).apply(model, fit)  # {item.name}")
-    extra = f", calibration=dataset.x_train, seed={seed}" if candidate.quantization == "int8" else ""
-    lines.append(f'export.convert(model, "{candidate.name}.tflite", quantization="{candidate.quantization}"{extra})')
-    lines.append(f'export.pack("{candidate.name}.tflite")')
+            f"learning_rate={item.learning_rate * learning_rate!r}, batch_size={batch_size}, loss={loss!r}, "
+            f"seed={seed})",
+            f"model = compression.{item.method}({arguments}).apply(model, fit)  # {item.name}",
+        ]
+    path = f'"{candidate.name}.tflite"'
+    extra = f", calibration=dataset.x_train, calibration_samples={calibration_samples}, seed={seed}"
+    lines += [
+        f'export.convert(model, {path}, quantization="{candidate.quantization}"{extra if calibrated else ""})',
+        f'export.pack({path}, "{candidate.name}{SUFFIX}")',
+    ]
     return "\n".join(lines)

@@ -29,7 +29,8 @@ MAX_CLUSTERS = 256
 def is_clustered(value: np.ndarray) -> bool:
     """Whether a weight's non-zero values come from a small codebook rather than being (nearly) all different."""
     nonzero = value[value != 0]
-    return nonzero.size > 0 and len(np.unique(nonzero)) <= min(MAX_CLUSTERS, nonzero.size // 2)
+    # A single value says nothing: kernels are initialized so.
+    return 1 < len(np.unique(nonzero)) <= min(MAX_CLUSTERS, nonzero.size // 2)
 
 
 def initial_centroids(

@@ -39,8 +39,9 @@ def weight_scale(weight: np.ndarray, *, bits: int = 8, depthwise: bool = False, 
 class QuantizedGrid(keras.constraints.Constraint):
     """Says, and sees to it, that a kernel lies on the grid `scale * {-limit … limit}`.
 
-    It rides on plain layers as `kernel_constraint`: training goes on along the grid, a saved model keeps the scales,
-    and `tfkit.export.convert` writes these very scales into the file.
+    It rides on plain layers as `kernel_constraint`: a saved model keeps the scales, and `tfkit.export.convert` writes
+    these very scales into the file. In further training the kernel stays on the grid, so that updates of less than half
+    a step are lost: prepare the model with `QuantizationAware` again to train it on.
 
     Args:
         scale: one number for each output channel, or a single number for the whole kernel.
@@ -64,8 +65,15 @@ class QuantizedGrid(keras.constraints.Constraint):
     def __call__(self, w: Any) -> Any:
         limit = 2 ** (self.bits - 1) - 1
         view = keras.ops.reshape(w, channel_view(w.shape, self.depthwise, self.per_channel))
-        steps = keras.ops.clip(keras.ops.round(view / self.scale), -limit, limit)
+        divisor = np.where(self.scale > 0, self.scale, 1.0)  # A channel may have been folded to zero.
+        steps = keras.ops.clip(keras.ops.round(view / divisor), -limit, limit)
         return keras.ops.reshape(steps * self.scale, w.shape)
+
+    def holds(self, weight: np.ndarray) -> bool:
+        """Whether a kernel lies on the grid, to a thousandth of a step."""
+        distance = channel_view(weight.shape, self.depthwise, self.per_channel)
+        off = np.abs(np.asarray(self(weight)) - weight).reshape(distance)
+        return bool((off <= 1e-3 * self.scale).all())
 
     def get_config(self) -> dict[str, Any]:
         return {"scale": [float(s) for s in self.scale], "bits": self.bits, "depthwise": self.depthwise}

@@ -22,7 +22,7 @@ class FileWeight(NamedTuple):
     Attributes:
         layer: the Keras layer it belongs to, or the file's operation where none fits.
         shape: as stored.
-        count: number of elements.
+        elements: how many.
         zeros: share of them that are zero, in 0..1.
         distinct: number of distinct values, zero included.
         stored_bits: width of an element in the file.
@@ -31,7 +31,7 @@ class FileWeight(NamedTuple):
 
     layer: str
     shape: tuple[int, ...]
-    count: int
+    elements: int
     zeros: float
     distinct: int
     stored_bits: int
@@ -69,7 +69,7 @@ def file_weights(path: str | os.PathLike[str], model: keras.Model | None = None)
 
 def total_sparsity(weights: list[FileWeight]) -> float:
     """Returns the share of zeros over all the weights, in 0..1."""
-    return sum(item.zeros * item.count for item in weights) / max(sum(item.count for item in weights), 1)
+    return sum(item.zeros * item.elements for item in weights) / max(sum(item.elements for item in weights), 1)
 
 
 def _describe(name: str, value: np.ndarray, detail: Any) -> FileWeight:
@@ -79,7 +79,7 @@ def _describe(name: str, value: np.ndarray, detail: Any) -> FileWeight:
     return FileWeight(
         layer=name,
         shape=tuple(int(n) for n in value.shape),
-        count=int(value.size),
+        elements=int(value.size),
         zeros=float(np.mean(value == zero)),
         distinct=distinct,
         stored_bits=value.dtype.itemsize * 8,

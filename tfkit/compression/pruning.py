@@ -10,13 +10,14 @@ and the threshold is the exact order statistic, so the sparsity that was asked f
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from tfkit.compression.base import Compressor, setting_for
+from tfkit.compression.base import Compressor, copy_wrapped, setting_for
 from tfkit.compression.reparameterized import Reparameterized, WeightTransform
 from tfkit.internal import surgery
 
@@ -29,9 +30,9 @@ def is_sparse(value: np.ndarray) -> bool:
 def magnitude_mask(value: np.ndarray, sparsity: float) -> np.ndarray:
     """Returns a 0/1 array of the shape of `value` with `round(sparsity * size)` zeros at the smallest magnitudes.
 
-    Ties are broken by position, so the count is exact.
+    Ties are broken by position, so the count is exact. At least one weight stays.
     """
-    zeros = round(sparsity * value.size)
+    zeros = min(round(sparsity * value.size), value.size - 1)  # Not the last one: a dead layer learns no more.
     mask = np.ones(value.size, dtype=np.float32)
     if zeros:
         # A stable order makes the result independent of the platform's partition algorithm.
@@ -164,6 +165,35 @@ class MagnitudePruning(Compressor):
     def callbacks(self) -> list[keras.callbacks.Callback]:
         return [PruningCallback(self)]
 
+    def finalize(self, model: keras.Model) -> keras.Model:
+        """Returns the plain model, with the sparsity that was asked for.
+
+        Masks short of it (no training, or a callback that restored the weights of an early epoch) are brought to it
+        first, with a warning, since nothing is trained after that.
+        """
+        if self._is_short(model):
+            warnings.warn(
+                f"The model had not reached {self!r} when it was finalized; it is pruned now, without training after "
+                "it. Train the prepared model with `callbacks()`; let a callback that restores weights "
+                "(EarlyStopping, ModelCheckpoint) watch only the epochs after the schedule's end.",
+                UserWarning,
+                stacklevel=2,
+            )
+            model = surgery.rebuild(model, copy_wrapped)
+            self.update_masks(model, ramp=1.0)
+        return super().finalize(model)
+
+    def _is_short(self, model: keras.Model) -> bool:
+        found = _pruning_masks(model)
+        kept = [float(keras.ops.sum(mask.mask)) for mask, _ in found]
+        if self.scope == "global":
+            size = sum(value.size for _, value in found)
+            return bool(found) and sum(kept) > size - round(float(self.sparsity) * size) + 0.5  # type: ignore[arg-type]
+        wanted = [
+            value.size - min(round(float(mask.target or 0) * value.size), value.size - 1) for mask, value in found
+        ]
+        return any(have > want + 0.5 for have, want in zip(kept, wanted, strict=True))
+
     def update_masks(self, model: keras.Model, ramp: float) -> None:
         """Sets every pruning mask from the current magnitudes.
 
@@ -200,38 +230,49 @@ class PruningCallback(keras.callbacks.Callback):
         self.pruning = pruning
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if not any(True for _ in _pruning_masks(self.model)):
+        if not _pruning_masks(self.model):
             raise ValueError(
                 "The pruning callback must train a model that `MagnitudePruning.prepare` gave. "
                 f"Received: model '{self.model.name}' without pruning masks."
             )
         steps = self.params.get("steps")
         total = steps * self.params["epochs"] if steps else None
-        self._step = int(self.model.optimizer.iterations)
         self._begin = self._in_steps("begin", self.pruning.begin, total)
         self._end = self._in_steps("end", self.pruning.end, total)
+        self._offset: int | None = None
+        self._next = self._begin
         self._done = False
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self._offset is None:
+            # Steps count from the model's first; fractions are of this fit, which may go on at a later epoch.
+            fractions = isinstance(self.pruning.begin, float) and isinstance(self.pruning.end, float)
+            self._offset = self._iterations() - epoch * (self.params.get("steps") or 0) if fractions else 0
+
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        step, pruning = self._step, self.pruning
-        self._step += 1
-        if self._done or step < self._begin:
+        pruning = self.pruning
+        step = self._iterations() - (self._offset or 0)
+        if self._done or step < self._next:
             return
         last = pruning.schedule == "constant" or step >= self._end
-        if last or (step - self._begin) % pruning.frequency == 0:
-            span = max(self._end - self._begin, 1)
-            pruning.update_masks(self.model, ramp=1.0 if last else (step - self._begin) / span)
+        span = max(self._end - self._begin, 1)
+        pruning.update_masks(self.model, ramp=1.0 if last else (step - self._begin) / span)
+        # A step of the loop may be several of training (steps_per_execution), so exact multiples would be missed.
+        self._next = self._begin + ((step - self._begin) // pruning.frequency + 1) * pruning.frequency
         self._done = last
 
     def on_train_end(self, logs: Any = None) -> None:
         # A fit shorter than the schedule still ends at the sparsity that was asked for.
-        if not self._done and self._step >= self._begin:
+        if not self._done and self._iterations() - (self._offset or 0) >= self._begin:
             self.pruning.update_masks(self.model, ramp=1.0)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None:
             kept = [keras.ops.convert_to_numpy(mask.mask) for mask, _ in _pruning_masks(self.model)]
             logs["sparsity"] = 1.0 - sum(float(m.sum()) for m in kept) / sum(m.size for m in kept)
+
+    def _iterations(self) -> int:
+        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
 
     def _in_steps(self, name: str, moment: float, total: int | None) -> int:
         if not isinstance(moment, float):

@@ -78,9 +78,10 @@ class QuantizationAware(Compressor):
     LayerNormalization, attention, recurrent layers and activations such as GELU stay in float, knowingly: `report()`
     names every layer, and why.
 
-    A file of one path through such layers agrees with the finalized model to one step of the output. Where branches
-    meet, two inputs may each be a step apart; and the mean that an average pooling takes of few integers is often a
-    tie, which TFLite's kernel and fake quantization break differently.
+    A file of one path through such layers agrees with the finalized model to one step of the output, as a rule: a
+    softmax, sigmoid or tanh at the end has a finer grid than what it reads, and a step before it may be two behind it.
+    Where branches meet, two inputs may each be a step apart; and the mean that an average pooling takes of few integers
+    is often a tie, which TFLite's kernel and fake quantization break differently.
 
     Weight tensors that arrive clustered get one scale for the whole tensor, so that shared values stay shared.
 
@@ -160,6 +161,10 @@ class _SeparableSplitter:
             data_format=layer.data_format,
             dilation_rate=layer.dilation_rate,
             use_bias=False,
+            depthwise_regularizer=layer.depthwise_regularizer,
+            depthwise_constraint=layer.depthwise_constraint,
+            trainable=layer.trainable,
+            dtype=layer.dtype_policy,
             name=f"{layer.name}_depthwise",
         )
         depthwise.build_from_config(layer.get_build_config())
@@ -170,6 +175,12 @@ class _SeparableSplitter:
             data_format=layer.data_format,
             use_bias=layer.use_bias,
             activation=layer.activation,
+            kernel_regularizer=layer.pointwise_regularizer,
+            kernel_constraint=layer.pointwise_constraint,
+            bias_regularizer=layer.bias_regularizer,
+            bias_constraint=layer.bias_constraint,
+            trainable=layer.trainable,
+            dtype=layer.dtype_policy,
             name=f"{layer.name}_pointwise",
         )
         pointwise.build((None, None, None, channels))
@@ -237,8 +248,7 @@ class _Rewriter:
             arguments = keras.tree.map_structure(self.to_grid, (args, kwargs))
             self.note(source, "int8", "")
             return self.finish(original, new(*arguments[0], **arguments[1]), source.name)
-        if isinstance(source, keras.Layer) and source.weights:
-            self.note(source, "float", REASONS.get(kind, "no integer form of this layer here"))
+        self.note(source, "float", REASONS.get(kind, "no integer form of it here"))
         return new(*args, **kwargs)
 
     def weighted(self, original: Any, source: Any, new: Any, x: Any) -> Any:
@@ -276,7 +286,7 @@ class _Rewriter:
         return self.quantized(outputs, name)
 
     def to_grid(self, x: Any) -> Any:
-        if not _is_tensor(x) or id(x) in self.on_grid:
+        if not _is_tensor(x) or id(x) in self.on_grid or not keras.backend.is_float_dtype(x.dtype):
             return x
         if id(x) not in self.quantizers:
             self.quantizers[id(x)] = (x, self.quantized(x, x.name))

@@ -46,7 +46,7 @@ class Reparameterized(keras.layers.Layer):
 
     Args:
         layer: the wrapped layer; its weights stay the trainable (latent) ones.
-        transforms: for each weight, named relative to the layer (`kernel`, `query/kernel`; see
+        transforms: for each weight, named relative to the layer (`kernel`, `_query_dense/kernel`; see
             `tfkit.internal.surgery.compressible_weights`), the transforms to apply in order.
         **kwargs: `name` and the like; the name defaults to the wrapped layer's, so that `get_layer` finds it.
 
@@ -73,6 +73,8 @@ class Reparameterized(keras.layers.Layer):
         self._allow_non_tensor_positional_args = layer._allow_non_tensor_positional_args
         self.supports_masking = layer.supports_masking
         self.supports_jit = layer.supports_jit
+        for transform in self._transform_list:
+            transform.trainable = transform.trainable and layer.trainable
         if layer.built:
             self.build(None)
 
@@ -110,8 +112,10 @@ class Reparameterized(keras.layers.Layer):
         effective = {id(weights[name]): value for name, value in self.effective_weights().items()}
         inner = [*self.layer.trainable_variables, *self.layer.non_trainable_variables]
         mapping = [(variable, effective.get(id(variable), variable)) for variable in inner]
-        with keras.StatelessScope(state_mapping=mapping) as scope:
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
             outputs = self.layer(*args, **kwargs)
+        for loss in scope.losses:
+            self.add_loss(loss)
         for variable in self.layer.non_trainable_variables:
             if id(variable) not in effective:
                 updated = scope.get_current_value(variable)
@@ -129,13 +133,21 @@ class Reparameterized(keras.layers.Layer):
         for name, chain in self.transforms.items():
             for transform in chain:
                 constraint = transform.constraint(values[name])
-                if constraint is not None:
+                if constraint is not None and "/" not in name:
                     overrides[surgery.constraint_name(self.layer, name)] = keras.constraints.serialize(constraint)
+            self._drop_stale_grid(name, values[name], overrides)
         plain = surgery.copy_layer(self.layer, **overrides)
         for name, variable in surgery.compressible_weights(plain).items():
             if name in values:
                 variable.assign(values[name])
         return plain
+
+    def _drop_stale_grid(self, name: str, value: np.ndarray, overrides: dict[str, Any]) -> None:
+        """Ends the constraint of an earlier quantization that the new values no longer keep."""
+        argument = surgery.constraint_name(self.layer, name)
+        grid: Any = getattr(self.layer, argument, None)
+        if argument not in overrides and hasattr(grid, "holds") and not grid.holds(value):
+            overrides[argument] = None
 
     def get_config(self) -> dict[str, Any]:
         transforms = {

@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+
+from tfkit.data import Dataset
+from tfkit.export.pack import SUFFIX
 
 CANDIDATES, MODELS, STATE = "candidates", "models", "state"
 RUN = "run.json"
-RESULTS, REPORT, BEST, BEST_PACKED = "results.json", "report.html", "best.tflite", "best.tfpack"
+RESULTS, REPORT, BEST, BEST_PACKED = "results.json", "report.html", "best.tflite", f"best{SUFFIX}"
 
 
 class Workspace:
@@ -87,7 +91,7 @@ class Workspace:
         """Returns what was saved of a finished candidate; None if it is not finished or its file has changed."""
         record = read_json(self.folder / STATE / f"{name}.json")
         path = self.candidate(name)
-        if not isinstance(record, dict) or not path.is_file() or not path.with_suffix(".tfpack").is_file():
+        if not isinstance(record, dict) or not path.is_file() or not path.with_suffix(SUFFIX).is_file():
             return None
         return record if record.get("sha256") == sha256_of(path) else None
 
@@ -109,6 +113,25 @@ class Workspace:
         """Saves the model of a finished stage."""
         with _replacing(self.folder / MODELS / f"{name}.keras") as temporary:
             model.save(temporary)
+
+
+def hash_of_model(model: keras.Model) -> str:
+    """Returns the SHA-256 of a model's architecture and weights."""
+    digest = hashlib.sha256(json.dumps(json.loads(model.to_json())["config"], sort_keys=True).encode())
+    for value in model.get_weights():
+        digest.update(f"{value.shape}{value.dtype}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def hash_of_data(data: Dataset) -> str:
+    """Returns the SHA-256 of all the arrays of a data set."""
+    digest = hashlib.sha256()
+    for part in ("train", "validation", "test"):
+        for array in (getattr(data, f"x_{part}"), getattr(data, f"y_{part}")):
+            digest.update(f"{array.shape}{array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -6,6 +6,8 @@ inputs and structured outputs are handled in one place, and the model that was g
 
 from __future__ import annotations
 
+import collections
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,8 +93,15 @@ def copy_layer(layer: keras.Layer, **overrides: Any) -> keras.Layer:
     build_config = layer.get_build_config()
     if layer.built and build_config and layer.weights:
         clone.build_from_config(build_config)
-        clone.set_weights(layer.get_weights())
+        copy_weights(layer, clone)
     return clone
+
+
+def copy_weights(source: keras.Layer, target: keras.Layer) -> None:
+    """Copies all weights, and what layers such as Normalization derive from them."""
+    target.set_weights(source.get_weights())
+    if hasattr(target, "finalize_state"):
+        target.finalize_state()
 
 
 def rebuild(
@@ -127,7 +136,9 @@ def rebuild(
         else:
             new = replace(layer) if replace is not None else None
             if new is None:
-                new = layer.__class__.from_config(layer.get_config())
+                # A Lambda's function is already in memory, so there is nothing to be safe from.
+                options = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}
+                new = layer.__class__.from_config(layer.get_config(), **options)
                 fresh.append((layer, new))
             if inline and new.name in names:
                 new.name = f"{scope}_{new.name}"
@@ -142,7 +153,11 @@ def rebuild(
                 return run(as_functional(new), new.name, args[0]) if inline else new(*args, **kwargs)
             if call is None:
                 return new(*args, **kwargs)
-            return call(originals.get(id(new), new), new, *args, **kwargs)
+            original = originals.get(id(new), new)
+            if not args and isinstance(original, keras.Layer):
+                first = original.call_signature_parameters[0]
+                args, kwargs = (kwargs[first],), {name: value for name, value in kwargs.items() if name != first}
+            return call(original, new, *args, **kwargs)
 
         tensors = inputs
         if inputs is None:
@@ -154,40 +169,56 @@ def rebuild(
         return outputs if inputs is not None else keras.Model(tensors, outputs, name=graph.name)
 
     view = as_functional(model)
+    if type(model).train_step is not keras.Model.train_step:
+        warnings.warn(
+            f"The copy of model '{model.name}' is a plain functional model: the `train_step` of "
+            f"{type(model).__name__} does not come with it.",
+            UserWarning,
+            stacklevel=3,
+        )
     result = run(view, view.name)
     for layer, new in fresh:
         if layer.weights and new.built:  # A layer that `call` dropped was never built.
-            new.set_weights(layer.get_weights())
+            copy_weights(layer, new)
     return result
 
 
 def sole_consumers(model: keras.Model) -> dict[int, Any]:
     """Maps `id(layer)` to the one operation that reads the output of a layer.
 
-    Layers that are called more than once, whose output is read by several operations, or whose output leaves the graph
-    are left out. Nested models are opened.
+    Layers that are called more than once, or read by one that is, whose output is read by several operations, or whose
+    output leaves the graph are left out. Nested models are opened.
     """
+    graphs = _graphs(as_functional(model))
+    calls = collections.Counter(id(node.operation) for graph in graphs for node in _nodes(graph))
     consumers: dict[int, Any] = {}
-
-    def walk(graph: keras.Model) -> None:
+    for graph in graphs:
         readers: dict[int, list[Any]] = {}
-        calls: dict[int, int] = {}
-        nodes = [node for depth in graph._nodes_by_depth.values() for node in depth if not node.is_input]
-        for node in nodes:
-            calls[id(node.operation)] = calls.get(id(node.operation), 0) + 1
+        for node in _nodes(graph):
             for tensor in node.input_tensors:
                 readers.setdefault(id(tensor), []).append(node.operation)
         leaving = {id(tensor) for tensor in graph.outputs}
-        for node in nodes:
-            if is_graph(node.operation):
-                walk(as_functional(node.operation))
-            elif len(node.outputs) == 1 and calls[id(node.operation)] == 1 and id(node.outputs[0]) not in leaving:
-                reading = readers.get(id(node.outputs[0]), [])
-                if len(reading) == 1:
-                    consumers[id(node.operation)] = reading[0]
-
-    walk(as_functional(model))
+        for node in _nodes(graph):
+            reading = readers.get(id(node.outputs[0]), [])
+            alone = len(node.outputs) == len(reading) == 1 and id(node.outputs[0]) not in leaving
+            if alone and not is_graph(node.operation) and calls[id(node.operation)] == calls[id(reading[0])] == 1:
+                consumers[id(node.operation)] = reading[0]
     return consumers
+
+
+def _nodes(graph: keras.Model) -> list[Any]:
+    return [node for depth in graph._nodes_by_depth.values() for node in depth if not node.is_input]
+
+
+def _graphs(graph: keras.Model) -> list[keras.Model]:
+    """Returns a graph and the nested ones, each once."""
+    found, seen = [graph], set()
+    for outer in found:  # Grows while it is walked.
+        for node in _nodes(outer):
+            if is_graph(node.operation) and id(node.operation) not in seen:
+                seen.add(id(node.operation))
+                found.append(as_functional(node.operation))
+    return found
 
 
 def leaf_layers(model: keras.Model) -> Iterator[keras.Layer]:
@@ -210,7 +241,8 @@ def leaf_layers(model: keras.Model) -> Iterator[keras.Layer]:
 def compressible_weights(layer: keras.Layer) -> dict[str, keras.Variable]:
     """Returns the weights of a layer, or of the layers inside it, that compression may transform.
 
-    The keys are paths relative to the layer: `kernel`, `query/kernel`, `forward_layer/cell/recurrent_kernel`. Biases,
+    The keys are paths of attributes: `kernel`, `_query_dense/kernel`, `forward_layer/cell/recurrent_kernel`; a layer in
+    a list goes by its position. Unlike the names of inner layers, they are the same in every copy. Biases,
     normalisation parameters and statistics are left out: they are few, and TFLite stores them in 32 bits anyway.
     """
     found: dict[str, keras.Variable] = {}
@@ -222,9 +254,10 @@ def compressible_weights(layer: keras.Layer) -> dict[str, keras.Variable]:
             for variable in (*owner._trainable_variables, *owner._non_trainable_variables):
                 if variable.name in WEIGHT_NAMES:
                     found[prefix + variable.name] = variable
-        for child in owner._layers:
+        attributes = {id(value): name for name, value in reversed(list(vars(owner).items()))}
+        for position, child in enumerate(owner._layers):
             if id(child) not in seen:
-                walk(child, f"{prefix}{child.name}/")
+                walk(child, f"{prefix}{attributes.get(id(child), position)}/")
 
     walk(layer, "")
     return found

@@ -1,0 +1,36 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    """Writes a file through a temporary one beside it, so that no reader sees half of it.
+
+    Raises:
+        OSError: the folder is not there or not writable, or `target` is a folder; the message names `target`.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise type(error)(error.errno, os.strerror(error.errno or 0), str(target)) from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except OSError as error:
+        raise type(error)(error.errno, os.strerror(error.errno or 0), str(target)) from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # There is no way to read it without setting it.
+    os.umask(mask)
+    return mask
