@@ -22,6 +22,7 @@ import tensorflow as tf
 from tfkit.export import tracing
 from tfkit.export.runner import Runner, RunnerError
 from tfkit.internal import checks
+from tfkit.internal.files import write_atomically
 
 QUANTIZATIONS = ("float32", "float16", "dynamic", "int8", "int8-qat")
 IO_TYPES = {"float": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
@@ -79,6 +80,8 @@ def convert(
     _check_arguments(quantization, calibration, io, batch_size, sparse)
     if target.exists() and not force:
         raise FileExistsError(f"{target} exists; pass force=True to overwrite it, or choose another path")
+    if target.is_dir() or not target.name:
+        raise IsADirectoryError(f"Argument `path` must name a file. Received: {str(path)!r}, a folder.")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} of argument `path` does not exist; create it first")
     annotate, calibrate = quantization == "int8-qat", quantization == "int8"
@@ -178,9 +181,14 @@ def collect_samples(
                 f"Argument `calibration` must hold inputs of shape (samples, {', '.join(map(str, shape[1:]))}) "
                 f"for '{name}'. Received: shape {array.shape}."
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind not in "fiub":
+            raise ValueError(f"Argument `calibration` must be numbers. Received: dtype {array.dtype} for '{name}'.")
+    with np.errstate(over="ignore"):
+        arrays = {name: array.astype(inputs[name].dtype.as_numpy_dtype) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():  # After the cast, in which a float64 may have become infinite.
             raise ValueError(f"Argument `calibration` must be finite. Received: NaN or infinity in '{name}'.")
-    return {name: array.astype(inputs[name].dtype.as_numpy_dtype) for name, array in arrays.items()}
+    return arrays
 
 
 def _is_batches(data: Any, input_count: int) -> bool:
@@ -195,6 +203,11 @@ def _by_name(data: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
             raise ValueError(f"Argument `calibration` must name the inputs {list(names)}. Received: {sorted(data)}.")
         return {name: np.asarray(data[name]) for name in names}
     items = list(data) if isinstance(data, (list, tuple)) else [data]
+    if any(np.ndim(item) == 0 for item in items):
+        raise ValueError(
+            "Argument `calibration` must be arrays of samples, or an iterable of batches. "
+            f"Received: {type(data).__name__}."
+        )
     if len(items) != len(names):
         raise ValueError(
             f"Argument `calibration` must hold an array for each of the inputs {list(names)}. "
@@ -318,23 +331,3 @@ def quiet_stderr(log: Any) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(saved, 2)
         os.close(saved)
-
-
-def write_atomically(target: Path, content: bytes) -> None:
-    """Writes a file through a temporary one beside it, so that no reader sees half of it."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # there is no way to read it without setting it
-    os.umask(mask)
-    return mask

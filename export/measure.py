@@ -236,6 +236,11 @@ def _write_arrays(target: Path, x: Any, argument: str, y: Any = None) -> str:
         arrays = {f"arr_{i}": np.asarray(a) for i, a in enumerate(x)}
     else:
         arrays = {"arr_0": np.asarray(x)}
+    if taken := {"file", *(["y"] if y is not None else [])} & set(arrays):
+        raise ValueError(
+            f"Argument `{argument}` must not name an input {sorted(taken)}, which the file between the processes "
+            "uses itself. Pass a list of arrays in the order of the model's inputs."
+        )
     if y is not None:
         arrays["y"] = np.asarray(y)
     for name, array in arrays.items():

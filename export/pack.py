@@ -8,13 +8,13 @@ Differs: any file can be packed; what no codebook suits is coded by LZMA or defl
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from tfkit.export.packing.bits import PackError
 from tfkit.export.packing.container import DEFAULT_MAX_BYTES, KIND_COPY, Part, pack_parts, unpack_bytes
 from tfkit.export.packing.flatbuffer import WeightBuffer
+from tfkit.internal.files import write_atomically
 
 __all__ = ["BufferRow", "PackError", "PackResult", "pack", "pack_bytes", "unpack", "unpack_bytes"]
 
@@ -131,7 +131,7 @@ def pack(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
     _check_target(source, target, force)
     data = source.read_bytes()
     packed = pack_parts(data)
-    _write(target, packed.data)
+    write_atomically(target, packed.data)
     rows = [_part_row(part) for part in packed.parts] + [_left_row(buffer) for buffer in packed.left]
     starts = [part.buffer.start for part in packed.parts] + [buffer.start for buffer in packed.left]
     ordered = tuple(row for _, row in sorted(zip(starts, rows, strict=True), key=lambda pair: pair[0]))
@@ -171,7 +171,7 @@ def unpack(
     _check_target(source, target, force)
     if source.stat().st_size > max_bytes + _OVERHEAD_BYTES:
         raise PackError(f"max_bytes allows {max_bytes}, {source} itself has {source.stat().st_size}: raise max_bytes")
-    _write(target, unpack_bytes(source.read_bytes(), max_bytes))
+    write_atomically(target, unpack_bytes(source.read_bytes(), max_bytes))
     return target
 
 
@@ -186,20 +186,6 @@ def _check_target(source: Path, target: Path, force: bool) -> None:
     if target.exists() and (not force or target.samefile(source)):
         remedy = "give another out" if target.samefile(source) else "give another out, or force=True to replace it"
         raise FileExistsError(f"out must not exist, {str(target)!r} does: {remedy}")
-
-
-def _write(target: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _part_row(part: Part) -> BufferRow:

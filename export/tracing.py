@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkit.internal import surgery
+
 CONSTRAINTS = {
     "kernel_constraint": "kernel",
     "depthwise_constraint": "kernel",
@@ -58,6 +60,8 @@ def trace(
             return _trace_saved_model(model, batch_size, signature)
         model = load_keras(model)
     if isinstance(model, keras.Model):
+        _check_weights(model)
+        model = in_float32(model)
         variables = [_raw(v) for v in model.variables]
         call = _annotated_call(model) if annotate else lambda x: model(x, training=False)
     elif is_tf_keras(model):
@@ -124,7 +128,26 @@ def load_keras(path: Path) -> Any:
             f"Argument `model` must be a .keras file or a SavedModel folder. Received: {path}. "
             "Load it yourself and pass the model, or save it as .keras."
         )
+    import tfkit.compression  # noqa: F401  (registers the layers that a compressed model may hold)
+
     return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
+def _check_weights(model: keras.Model) -> None:
+    for variable in model.weights:
+        if keras.backend.is_float_dtype(variable.dtype):
+            if not np.isfinite(variable.numpy().astype(np.float32)).all():
+                raise ValueError(
+                    f"Argument `model` must have finite weights. Received: NaN or infinity in '{variable.path}'. "
+                    "Train it again, with a lower learning rate."
+                )
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """Returns a model that was trained in mixed precision with layers that compute in float32, as TFLite does."""
+    if not any(layer.compute_dtype in ("float16", "bfloat16") for layer in model._flatten_layers()):
+        return model
+    return surgery.rebuild(model, lambda layer: surgery.copy_layer(layer, dtype="float32"))
 
 
 def is_tf_keras(model: Any) -> bool:

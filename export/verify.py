@@ -159,6 +159,12 @@ def verify(
         raise checks.error("kernels", "at least one of " + ", ".join(KERNELS), kernels)
     data = keras.tree.map_structure(np.asarray, data)
     flat = keras.tree.flatten(data)
+    if not flat or any(array.ndim == 0 or array.dtype == object for array in flat):
+        raise ValueError(
+            "Argument `data` must be an array of samples, or a list or dictionary of arrays. "
+            f"Received: {[f'{array.dtype} of shape {array.shape}' for array in flat]}. Of a tf.data.Dataset, take "
+            "batches first: np.concatenate([x for x, y in dataset])."
+        )
     samples = len(flat[0])
     if not samples or any(len(array) != samples for array in flat):
         raise ValueError(

@@ -192,7 +192,8 @@ def demo(
 
 def _search(model: str, data: str, out: Path, settings: dict[str, Any], json: bool, **options: Any) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Its notices of absent GPUs help nobody here.
-    from tfkit.compression import console, search
+    from tfkit.compression import search
+    from tfkit.compression.searching import console
 
     console.quiet()
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import lzma
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 from tfkit.export.packing.bits import PackError
 from tfkit.export.packing.dictionary import tflite_dictionary
@@ -42,7 +43,7 @@ def compress_with(data: bytes, codec: int) -> bytes:
     if codec == STORED:
         return data
     if codec in (DEFLATE, DEFLATE_PRESET):
-        preset = {"zdict": tflite_dictionary()} if codec == DEFLATE_PRESET else {}
+        preset: dict[str, Any] = {"zdict": tflite_dictionary()} if codec == DEFLATE_PRESET else {}
         deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, **preset)
         return deflate.compress(data) + deflate.flush()
     stream = lzma.compress(data, format=lzma.FORMAT_RAW, filters=_filters(codec, len(data)))

@@ -17,7 +17,7 @@ from tfkit.internal import surgery
 )
 def test_mask_has_the_exact_count_and_drops_the_smallest(value, sparsity):
     mask = magnitude_mask(value, sparsity)
-    assert np.count_nonzero(mask == 0) == round(sparsity * value.size)
+    assert np.count_nonzero(mask == 0) == min(round(sparsity * value.size), value.size - 1)
     dropped, kept = np.abs(value[mask == 0]), np.abs(value[mask == 1])
     if dropped.size and kept.size:
         assert dropped.max() <= kept.min()
@@ -128,3 +128,43 @@ def test_the_callback_needs_a_prepared_model():
     model = dense_model()
     with pytest.raises(ValueError, match="prepare"):
         zoo.train(model, np.ones((6, 10), "float32"), callbacks=MagnitudePruning(0.5).callbacks())
+
+
+def test_the_last_weight_stays():
+    assert magnitude_mask(np.array([0.1, -3.0, 0.2]), 0.999).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("fit", [None, "restores"])
+def test_finalizing_short_of_the_target_prunes_and_says_so(fit):
+    pruning = MagnitudePruning(0.8)
+
+    def restoring(model, callbacks):
+        early = [np.copy(w) for w in model.get_weights()]  # As EarlyStopping(restore_best_weights=True) does.
+        zoo.train(model, np.ones((6, 10), "float32"), callbacks=callbacks)
+        model.set_weights(early)
+
+    with pytest.warns(UserWarning, match="pruned now"):
+        final = pruning.apply(dense_model(), restoring if fit else None)
+    assert np.mean(np.asarray(final.layers[-1].kernel) == 0) == pytest.approx(0.8)
+
+
+def test_several_steps_an_execution_do_not_miss_the_schedule():
+    pruning = MagnitudePruning(0.9, begin=0.0, end=0.5, frequency=3)
+    prepared = pruning.prepare(dense_model())
+    record = Record()
+    prepared.compile("sgd", "mse", steps_per_execution=4)
+    x, y = np.ones((64, 10), "float32"), np.zeros((64, 100), "float32")
+    prepared.fit(x, y, batch_size=4, epochs=2, verbose=0, callbacks=[*pruning.callbacks(), record])
+    assert 0 < record.sparsity[1] < record.sparsity[2] < 0.9
+    assert record.sparsity[4:] == pytest.approx([0.9] * len(record.sparsity[4:]))
+
+
+def test_fractions_are_of_this_fit():
+    pruning = MagnitudePruning(0.9, begin=0.0, end=0.5, frequency=1)
+    prepared = pruning.prepare(dense_model())
+    prepared.compile("sgd", "mse")
+    x, y = np.ones((8, 10), "float32"), np.zeros((8, 100), "float32")
+    prepared.fit(x, y, batch_size=4, epochs=5, verbose=0)
+    record = Record()
+    prepared.fit(x, y, batch_size=4, epochs=5, verbose=0, callbacks=[*pruning.callbacks(), record])
+    assert 0 == record.sparsity[0] < record.sparsity[1] < 0.9 and record.sparsity[5:] == pytest.approx([0.9] * 5)

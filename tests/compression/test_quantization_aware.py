@@ -302,3 +302,50 @@ def test_joint_preparation_of_pruning_and_quantization():
 def test_bad_settings_are_refused(arguments):
     with pytest.raises(ValueError, match="Received"):
         QuantizationAware(**arguments)
+
+
+def test_a_normalization_folded_to_zero_can_be_trained_on():
+    inputs = keras.Input((6, 6, 3))
+    norm = L.BatchNormalization(gamma_initializer="zeros")
+    model = keras.Model(inputs, norm(L.Conv2D(4, 3)(inputs)))
+    data = zoo._normal(6, 6, 6, 3)
+    compressor = QuantizationAware()
+    prepared = compressor.prepare(model)
+    prepared(data, training=True)
+    final = compressor.finalize(prepared)
+    zoo.train(final, data)
+    assert all(np.isfinite(w).all() for w in final.get_weights())
+
+
+def test_a_grid_that_later_steps_leave_is_dropped():
+    model, inputs = zoo.mlp()
+    _, _, final = quantized(model, inputs)
+    clustered = WeightClustering(3).apply(final, lambda m, c: zoo.train(m, inputs, callbacks=c))
+    for layer in clustered.layers:
+        if isinstance(layer, L.Dense):
+            grid = layer.kernel_constraint
+            assert grid is None or grid.holds(np.asarray(layer.kernel))
+    assert QuantizedGrid([0.5]).holds(np.array([[1.0, -0.5]], "float32"))
+    assert not QuantizedGrid([0.5]).holds(np.array([[1.0, -0.6]], "float32"))
+
+
+def test_integer_inputs_are_not_rounded():
+    model = keras.Sequential([keras.Input((4,), dtype="int32"), L.Dense(3)])
+    compressor = QuantizationAware()
+    prepared = compressor.prepare(model)
+    x = np.array([[1000, -3, 7, 2], [5, 400, 0, 1]])
+    prepared(x, training=True)
+    wanted = np.asarray(model(x))
+    np.testing.assert_allclose(compressor.finalize(prepared)(x), wanted, atol=0.02 * np.abs(wanted).max())
+
+
+def test_every_layer_is_in_the_report():
+    inputs = keras.Input((6,))
+    x = L.ELU(name="elu")(L.Rescaling(2.0, name="rescaling")(L.Dense(4, name="dense")(inputs)))
+    compressor = QuantizationAware()
+    compressor.prepare(keras.Model(inputs, x))
+    assert {row.layer: row.status for row in compressor.report()} == {
+        "dense": "int8",
+        "rescaling": "float",
+        "elu": "float",
+    }

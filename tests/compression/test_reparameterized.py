@@ -142,3 +142,28 @@ def test_unknown_weight_names_are_refused():
     layer.build((None, 2))
     with pytest.raises(ValueError, match=r"must name weights.*\['kernel'\].*'krnel'"):
         Reparameterized(layer, {"krnel": [Half()]})
+
+
+def test_frozen_layers_stay_frozen():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, trainable=False), keras.layers.Dense(2)])
+    clustering = WeightClustering(3)
+    prepared = clustering.prepare(model)
+    start = np.asarray(clustering.finalize(prepared).layers[1].kernel)
+    zoo.train(prepared, zoo._normal(6, 8))
+    np.testing.assert_array_equal(clustering.finalize(prepared).layers[1].kernel, start)
+
+
+def test_activity_regularization_goes_on():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activity_regularizer="l2")])
+    prepared = MagnitudePruning(0.0, schedule="constant").prepare(model)
+    x = zoo._normal(5, 4)
+    model(x), prepared(x)
+    np.testing.assert_allclose(np.sum(model.losses), np.sum(prepared.losses), rtol=1e-6)
+    assert float(np.sum(model.losses)) > 0
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.layers[0].kernel.assign(np.full((4, 3), np.nan))
+    with pytest.raises(ValueError, match="finite weights.*kernel"):
+        WeightClustering().prepare(model)

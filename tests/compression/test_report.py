@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from tfkit import compression, export
-from tfkit.compression import candidates as table
-from tfkit.compression import plots, report
-from tfkit.compression.file_weights import file_weights, total_sparsity
-from tfkit.compression.finetuning import FineTuning
+from tfkit.compression import report
+from tfkit.compression.searching import candidates as table
+from tfkit.compression.searching import plots
+from tfkit.compression.searching.file_weights import file_weights, total_sparsity
+from tfkit.compression.searching.finetuning import FineTuning
 
 HOSTILE = "\"'><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>{{7*7}}"
 

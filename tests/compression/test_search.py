@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from tfkit import data, export, models
-from tfkit.compression import candidates as table
-from tfkit.compression import finetuning, outcome, search, workspace
-from tfkit.compression.finetuning import FineTuning
-from tfkit.compression.judging import Measured, judge, pareto
+from tfkit.compression import search
+from tfkit.compression.searching import candidates as table
+from tfkit.compression.searching import finetuning, outcome, workspace
+from tfkit.compression.searching.finetuning import FineTuning
+from tfkit.compression.searching.judging import Measured, judge, pareto
 from tfkit.export.runner import Runner
 
 QUICK = search.Settings(epochs=1, train_epochs=1, calibration_samples=50)

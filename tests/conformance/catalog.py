@@ -47,6 +47,7 @@ LAYERS: dict[str, Row] = {
     "tfkit.compression.fake_quantize.FakeQuantize": Row(lambda: fake_quantize.FakeQuantize(minimum=-1.0, maximum=2.0)),
 }
 
+#: Results, errors, base classes and what reads a file: tested where they are made.
 OTHERS: set[str] = {
     "tfkit.compression.Compressor",
     "tfkit.compression.NoEffectWarning",
@@ -54,6 +55,20 @@ OTHERS: set[str] = {
     "tfkit.compression.SearchResult",
     "tfkit.compression.Settings",
     "tfkit.compression.WeightTransform",
+    "tfkit.data.DataError",
+    "tfkit.data.Dataset",
+    "tfkit.data.Location",
+    "tfkit.export.ConversionError",
+    "tfkit.export.LatencyRatio",
+    "tfkit.export.MeasureError",
+    "tfkit.export.Measurement",
+    "tfkit.export.OutputParity",
+    "tfkit.export.PackError",
+    "tfkit.export.PackResult",
+    "tfkit.export.ParityError",
+    "tfkit.export.ParityReport",
+    "tfkit.export.Runner",
+    "tfkit.export.RunnerError",
 }
 
 

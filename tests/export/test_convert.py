@@ -401,3 +401,38 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(tmp_path / "m.tflite", b"abc")
     assert not list(tmp_path.iterdir())
+
+
+def _dense() -> keras.Model:
+    return keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (np.full((4, 5), 1e300), "finite"),
+        (np.ones((4, 5)) + 1j, "numbers"),
+        (np.array([[None] * 5]), "numbers"),
+        (3, "arrays"),
+    ],
+)
+def test_calibration_that_would_crash_the_converter_is_refused(tmp_path, calibration, message):
+    with pytest.raises(ValueError, match=message):
+        convert(_dense(), tmp_path / "m.tflite", quantization="int8", calibration=calibration)
+
+
+def test_nan_weights_are_refused(tmp_path):
+    model = _dense()
+    model.layers[0].kernel.assign(np.full((5, 3), np.nan))
+    with pytest.raises(ValueError, match="finite weights"):
+        convert(model, tmp_path / "m.tflite")
+
+
+def test_mixed_precision_models_are_written_in_float32(tmp_path):
+    inputs = keras.Input((6, 6, 2))
+    x = keras.layers.Conv2D(4, 3, activation="relu", dtype="mixed_float16")(inputs)
+    x = keras.layers.Dense(3, dtype="mixed_float16")(keras.layers.Flatten(dtype="mixed_float16")(x))
+    model = keras.Model(inputs, x)
+    x = np.random.default_rng(0).normal(size=(4, 6, 6, 2)).astype("float32")
+    path = convert(model, tmp_path / "m.tflite")
+    np.testing.assert_allclose(Runner(path)(x), np.asarray(model(x), "float32"), atol=0.02)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from tests import zoo
+from tfkit.compression import MagnitudePruning
 from tfkit.internal import folding, surgery
 
 
@@ -124,3 +125,74 @@ def test_folding_leaves_what_it_must():
     model = keras.Model(inputs, [after_relu, read_twice, linear])
     folded = folding.fold_batch_normalization(model)
     assert sum(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers) == 2
+
+
+def test_an_adapted_normalization_keeps_its_statistics():
+    rng = np.random.default_rng(0)
+    norm = keras.layers.Normalization()
+    norm.adapt(7 + 3 * rng.normal(size=(100, 5)))
+    model = keras.Sequential([keras.Input((5,)), norm, keras.layers.Dense(3)])
+    x = (7 + 3 * rng.normal(size=(4, 5))).astype("float32")
+    assert zoo.largest_difference(model(x), surgery.rebuild(model)(x)) == 0
+
+
+def test_lambdas_and_keyword_calls_are_copied():
+    inputs = keras.Input((4,))
+    x = keras.layers.Lambda(lambda t: t * 3)(inputs)
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(inputs=keras.layers.Dense(2)(inputs=x)))
+    data = np.ones((2, 4), "float32")
+    np.testing.assert_allclose(folding.fold_batch_normalization(model)(data), model(data), atol=1e-5)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Block(keras.layers.Layer):
+    """A layer of one's own whose inner layers have automatic names, which differ in every copy."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = keras.layers.Dense(4)
+        self.rest = [keras.layers.Dense(4), keras.layers.Dense(4)]
+
+    def build(self, shape):
+        for layer in (self.first, *self.rest):
+            layer.build((None, 4))
+
+    def call(self, x):
+        return self.rest[1](self.rest[0](self.first(x)))
+
+
+def test_layers_of_ones_own_are_compressed_by_attribute():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Block(name="block")(inputs))
+    assert list(surgery.compressible_weights(model.get_layer("block"))) == ["first/kernel", "1/kernel", "2/kernel"]
+    final = MagnitudePruning(0.5, schedule="constant").apply(model)
+    for kernel in surgery.compressible_weights(final.get_layer("block")).values():
+        assert np.count_nonzero(np.asarray(kernel)) == 8
+
+
+def test_a_train_step_that_is_lost_is_said():
+    class Mine(keras.Model):
+        def train_step(self, data):
+            return super().train_step(data)
+
+    inputs = keras.Input((4,))
+    with pytest.warns(UserWarning, match="train_step"):
+        surgery.rebuild(Mine(inputs, keras.layers.Dense(2)(inputs)))
+
+
+def test_folding_leaves_shared_layers_alone():
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((6, 6, 4))
+    norm = keras.layers.BatchNormalization()
+    x = norm(keras.layers.Conv2D(4, 3, padding="same")(inputs))
+    twice = keras.Model(inputs, norm(keras.layers.ReLU()(x)))
+    conv = keras.layers.Conv2D(4, 3, padding="same")
+    inner_inputs = keras.Input((6, 6, 4))
+    inner_norm = keras.layers.BatchNormalization()
+    inner = keras.Model(inner_inputs, inner_norm(conv(inner_inputs)))
+    outside = keras.Model(inputs, keras.layers.ReLU()(conv(inner(inputs))))
+    data = rng.normal(size=(3, 6, 6, 4)).astype("float32")
+    for model, layer in ((twice, norm), (outside, inner_norm)):
+        layer.moving_mean.assign(rng.normal(size=4))
+        layer.moving_variance.assign(rng.uniform(0.2, 3, 4))
+        np.testing.assert_allclose(folding.fold_batch_normalization(model)(data), model(data), atol=1e-4)

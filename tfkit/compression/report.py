@@ -14,10 +14,10 @@ import keras
 from markupsafe import Markup
 
 from tfkit import export
-from tfkit.compression import plots, workspace
 from tfkit.compression.fake_quantize import FakeQuantize
-from tfkit.compression.file_weights import FileWeight, file_weights, total_sparsity
-from tfkit.compression.judging import LATENCY_TIE
+from tfkit.compression.searching import plots, workspace
+from tfkit.compression.searching.file_weights import FileWeight, file_weights, total_sparsity
+from tfkit.compression.searching.judging import LATENCY_TIE
 from tfkit.data import Dataset, load
 from tfkit.export import runner
 from tfkit.internal import surgery

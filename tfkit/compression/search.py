@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import keras
 
 from tfkit import models
-from tfkit.compression import candidates as table
-from tfkit.compression import outcome, report, workspace
-from tfkit.compression.finetuning import check_fits
-from tfkit.compression.judging import Objective
-from tfkit.compression.making import Maker, Progress, Settings
+from tfkit.compression import report
+from tfkit.compression.searching import candidates as table
+from tfkit.compression.searching import outcome, workspace
+from tfkit.compression.searching.finetuning import check_fits
+from tfkit.compression.searching.judging import Objective
+from tfkit.compression.searching.making import Maker, Progress, Settings
 from tfkit.data import Dataset, load
 from tfkit.export.pack import SUFFIX
 from tfkit.internal import checks
@@ -74,7 +75,7 @@ def compress(
         out: the folder to write.
         max_drop: how far a file's validation accuracy may lie below that of the float32 file, as a fraction.
         objective: `"size"` picks the fewest packed bytes, `"latency"` the shortest latency.
-        candidates: names of `tfkit.compression.candidates.CANDIDATES`; all by default, the baseline always.
+        candidates: names of `tfkit.compression.searching.candidates.CANDIDATES`; all by default, the baseline always.
         settings: training, calibration and timing; see `Settings`.
         seed: of training, and of the split of `data` if it is given by name.
         validation: fraction of the training examples to judge by, if `data` is given by name.

@@ -17,14 +17,14 @@ def write_atomically(target: Path, content: bytes) -> None:
     try:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:
-        raise type(error)(error.errno, os.strerror(error.errno or 0), str(target)) from None
+        raise _about(error, target) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, target)
     except OSError as error:
-        raise type(error)(error.errno, os.strerror(error.errno or 0), str(target)) from None
+        raise _about(error, target) from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
@@ -34,3 +34,8 @@ def _umask() -> int:
     mask = os.umask(0)  # There is no way to read it without setting it.
     os.umask(mask)
     return mask
+
+
+def _about(error: OSError, target: Path) -> OSError:
+    """Returns the error with the user's file in place of the temporary one."""
+    return error if error.errno is None else type(error)(error.errno, os.strerror(error.errno), str(target))

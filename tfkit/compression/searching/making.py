@@ -14,11 +14,11 @@ import keras
 import numpy as np
 
 from tfkit import export
-from tfkit.compression import candidates as table
-from tfkit.compression import outcome, workspace
 from tfkit.compression.base import NoEffectWarning
-from tfkit.compression.file_weights import file_weights, total_sparsity
-from tfkit.compression.finetuning import FineTuning
+from tfkit.compression.searching import candidates as table
+from tfkit.compression.searching import outcome, workspace
+from tfkit.compression.searching.file_weights import file_weights, total_sparsity
+from tfkit.compression.searching.finetuning import FineTuning
 from tfkit.data import Dataset
 from tfkit.export import runner
 from tfkit.export.convert import quiet_stderr

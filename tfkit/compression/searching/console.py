@@ -14,9 +14,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tfkit.compression import report, workspace
+from tfkit.compression import report
 from tfkit.compression.search import Progress as Callback
 from tfkit.compression.search import SearchResult
+from tfkit.compression.searching import workspace
 
 
 def quiet() -> None:

@@ -173,9 +173,9 @@ def recipe(
     stages = lineage(candidate.stage)
     lines = ["import keras", f"from tfkit import {'compression, ' if stages else ''}data, export"]
     if any("sparsity" in item.arguments for item in stages):
-        lines.append("from tfkit.compression.candidates import sparsity_by_layer")
+        lines.append("from tfkit.compression.searching.candidates import sparsity_by_layer")
     if stages:
-        lines.append("from tfkit.compression.finetuning import FineTuning")
+        lines.append("from tfkit.compression.searching.finetuning import FineTuning")
     lines.append("")
     calibrated = candidate.quantization == "int8"
     if stages or calibrated:

@@ -12,8 +12,9 @@ import keras
 import numpy as np
 
 import tfkit
-from tfkit.compression import report, workspace
-from tfkit.compression.judging import Measured, Objective, judge
+from tfkit.compression import report
+from tfkit.compression.searching import workspace
+from tfkit.compression.searching.judging import Measured, Objective, judge
 from tfkit.data import Dataset
 
 FORMAT = "tfkit.compress/1"
