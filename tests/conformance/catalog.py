@@ -16,12 +16,11 @@ class Row(NamedTuple):
     """How to make an object for the tests, and which promises it gives.
 
     Attributes:
-        make: makes an object; None for what is only ever a result, an error, or a base class.
+        make: makes an object.
         exports: for a compressor, the `quantization` with which its result is exported.
-        changes: for a compressor, what must differ after it: a function from kernel to a quantity that must be small.
     """
 
-    make: Callable[[], Any] | None = None
+    make: Callable[[], Any]
     exports: str = "float32"
 
 
