@@ -12,7 +12,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 UV := $(shell command -v uv 2>/dev/null)
 
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: help setup demo test slow lint format types docs constraints clean distclean
 

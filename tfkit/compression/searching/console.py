@@ -91,7 +91,7 @@ def show(result: SearchResult) -> None:
     console = Console(highlight=False)
     console.print(table(result.results))
     console.print(
-        f"\n★ best by {result.results['objective']}, ✓ at most {100 * result.results['max_drop']:g} below float32 in "
+        f"\n★ best by {result.results['objective']}, ✓ at most {100 * result.results['max_drop']:g} points below float32 in "
         "validation accuracy, ✗ further below; test accuracy decides nothing",
         style="dim",
     )
