@@ -91,8 +91,8 @@ def show(result: SearchResult) -> None:
     console = Console(highlight=False)
     console.print(table(result.results))
     console.print(
-        f"\n★ best by {result.results['objective']}, ✓ at most {100 * result.results['max_drop']:g} points below float32 in "
-        "validation accuracy, ✗ further below; test accuracy decides nothing",
+        f"\n★ best by {result.results['objective']}, ✓ at most {100 * result.results['max_drop']:g} points below "
+        "float32 in validation accuracy, ✗ further below; test accuracy decides nothing",
         style="dim",
     )
     for warning in result.results["warnings"]:
