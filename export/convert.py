@@ -7,6 +7,7 @@ fixed batch size to named outputs. The names and their order survive in the file
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -235,7 +236,7 @@ def _run_converter(
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     if io != "float":
         converter.inference_input_type = converter.inference_output_type = IO_TYPES[io]
-    with tempfile.TemporaryFile() as log, quiet_stderr(log), warnings.catch_warnings():
+    with tempfile.TemporaryFile() as log, quiet_stderr(log), _quiet_logger(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
         try:
             return bytes(converter.convert())
@@ -317,6 +318,18 @@ def _warn_if_unchanged(runner: Runner, quantization: str) -> None:
             NoEffectWarning,
             stacklevel=3,
         )
+
+
+@contextlib.contextmanager
+def _quiet_logger() -> Iterator[None]:
+    """Keeps TensorFlow from announcing the temporary folders that the converter writes."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
