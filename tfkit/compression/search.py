@@ -158,7 +158,7 @@ class _Given(NamedTuple):
         if text in models.names():
             made = models.get(text)(input_shape=data.input_shape, classes=data.num_classes, seed=seed)
             return cls(made, text, f"tfkit.models.{text}", True)
-        if not text.endswith((".keras", ".h5")) or not Path(text).is_file():
+        if not text.endswith(".keras") or not Path(text).is_file():
             raise ValueError(
                 f"Argument `model` must be a Keras model, the path of a .keras file, or one of "
                 f"{', '.join(models.names())}. Received: {checks.describe(text)}."
