@@ -1,11 +1,11 @@
 """Reproduces the MNIST tables of Deep Compression (Han, Mao, Dally, https://arxiv.org/abs/1510.00149, tables 1 to 3).
 
-    python benchmarks/papers/deep_compression.py            # both networks, 3 seeds; about an hour on two cores
+    python benchmarks/papers/deep_compression.py            # both networks, 3 seeds; about half an hour on two cores
     python benchmarks/papers/deep_compression.py --quick    # one seed, few epochs: does it run?
 
 Each network is trained, pruned, clustered, converted to `.tflite`, packed, unpacked, and the unpacked file is run over
 the official test set. Two settings are shown for each: the paper's densities and bits, and one of ours. Ours is the
-smallest of `CANDIDATES` whose error on held-out training digits is no more than the baseline's, both measured on the
+smallest of `Plan.candidates` whose error on held-out training digits is no more than the baseline's, both measured on the
 held-out digits in this same run (seeds `CHOICE_SEEDS`); the test set takes no part in that choice. The networks of
 the table are then trained on all the training digits.
 """

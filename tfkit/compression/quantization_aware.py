@@ -86,7 +86,8 @@ class QuantizationAware(Compressor):
     Weight tensors that arrive clustered get one scale for the whole tensor, so that shared values stay shared.
 
     Args:
-        bits: width of the weights' integers; TFLite's kernels take 8.
+        bits: width of the weights' integers. TFLite's kernels take 8: a file rounds narrower weights once more, to the
+            8-bit grid of each channel, so its outputs may differ from the finalized model's by more than a step.
         momentum: of the moving average of the activations' ranges.
         include, exclude, preserve: see `Compressor`; a layer left out is computed in float.
     """
