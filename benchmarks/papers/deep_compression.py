@@ -5,8 +5,8 @@
 
 Each network is trained, pruned, clustered, converted to `.tflite`, packed, unpacked, and the unpacked file is run over
 the official test set. Two settings are shown for each: the paper's densities and bits, and one of ours. Ours is the
-smallest of `Plan.candidates` whose error on held-out training digits is no more than the baseline's, both measured on the
-held-out digits in this same run (seeds `CHOICE_SEEDS`); the test set takes no part in that choice. The networks of
+smallest of `Plan.candidates` whose error on held-out training digits is no more than the baseline's, both measured on
+the held-out digits in this same run (seeds `CHOICE_SEEDS`); the test set takes no part in that choice. The networks of
 the table are then trained on all the training digits.
 """
 
