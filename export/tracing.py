@@ -292,11 +292,15 @@ def find_grids(model: keras.Model) -> dict[int, tuple[np.ndarray, bool]]:
     grids: dict[int, tuple[np.ndarray, bool]] = {}
     for layer in model._flatten_layers():
         for attribute, weight in CONSTRAINTS.items():
-            scale = getattr(getattr(layer, attribute, None), "scale", None)
+            grid = getattr(layer, attribute, None)
+            scale = getattr(grid, "scale", None)
             variable = getattr(layer, weight, None)
             if scale is None or variable is None:
                 continue
-            scale = np.atleast_1d(np.asarray(scale, np.float32))
+            # A narrow grid is written on the finest 8-bit one that holds it: the file rounds biases to steps of the
+            # product of the input's and the kernel's scale, which would be coarse.
+            finer = 127 // (2 ** (getattr(grid, "bits", 8) - 1) - 1)
+            scale = np.atleast_1d(np.asarray(scale, np.float32)) / finer
             if np.ptp(scale) == 0:
                 scale = scale[:1]
             if isinstance(layer, per_channel if scale.size > 1 else whole):

@@ -131,12 +131,34 @@ def nudged_range(minimum: Any, maximum: Any, bits: int = 8) -> tuple[Any, Any]:
     return -zero * scale, (levels - zero) * scale
 
 
+def fake_quantize(x: Any, minimum: Any, maximum: Any, bits: int = 8) -> Any:
+    """Rounds to `2**bits` even steps from `minimum` to `maximum`; gradients pass straight through inside the range.
+
+    The range must hold zero as a step, see `nudged_range`. The operations are those that the converter turns into int8
+    ones: below 8 bits the tensor goes on the 8-bit grid of the same step, and is clipped there.
+
+    Args:
+        x: float32 tensor.
+        minimum, maximum: the range, numbers or scalar tensors.
+        bits: from 1 to 16.
+
+    Returns:
+        A tensor of the shape of `x`.
+    """
+    if bits >= 8:
+        return tf.quantization.fake_quant_with_min_max_vars(x, minimum, maximum, num_bits=bits)
+    wide = minimum + (maximum - minimum) * (255 / (2**bits - 1))
+    rounded = tf.quantization.fake_quant_with_min_max_vars(x, minimum, wide)
+    return tf.quantization.fake_quant_with_min_max_vars(tf.minimum(rounded, maximum), minimum, wide)
+
+
 @keras.saving.register_keras_serializable(package="tfkit")
 class FakeQuantize(keras.layers.Layer):
     """Quantizes activations to `2**bits` even steps; the range follows the data while training.
 
     Args:
-        bits: width of the integers.
+        bits: width of the integers. TFLite's tensors have 8 at least: with fewer, a file clips to the last of the
+            `2**bits` steps by an operation of its own, exactly.
         momentum: of the moving average of each batch's minimum and maximum. The first batches are averaged evenly, so
             the range is right from the first step on. Until then, inference passes its input through.
         minimum, maximum: a fixed range instead; then the layer has no state.
@@ -159,8 +181,8 @@ class FakeQuantize(keras.layers.Layer):
                 "Arguments `minimum` and `maximum` must be given together or not at all. "
                 f"Received: minimum={minimum}, maximum={maximum}."
             )
-        if not 2 <= bits <= 16:
-            raise ValueError(f"Argument `bits` must be from 2 to 16. Received: {bits}.")
+        if not 1 <= bits <= 16:
+            raise ValueError(f"Argument `bits` must be from 1 to 16. Received: {bits}.")
         self.bits = bits
         self.momentum = momentum
         self.minimum = minimum
@@ -216,10 +238,7 @@ class FakeQuantize(keras.layers.Layer):
 
     def _quantize(self, x: Any, minimum: Any, maximum: Any) -> Any:
         low, high = nudged_range(minimum, maximum, self.bits)
-        wide = keras.ops.cast(x, "float32")
-        return keras.ops.cast(
-            tf.quantization.fake_quant_with_min_max_vars(wide, low, high, num_bits=self.bits), x.dtype
-        )
+        return keras.ops.cast(fake_quantize(keras.ops.cast(x, "float32"), low, high, self.bits), x.dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape

@@ -12,7 +12,7 @@ one integer operation at `finalize`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -59,6 +59,10 @@ REASONS = {
 }
 
 
+#: What a quantized activation is to the model. Inputs and outputs are few, and what is lost there is lost for good.
+Role = Literal["input", "hidden", "output"]
+
+
 class QuantizationRow(NamedTuple):
     """What quantization-aware training did with one layer."""
 
@@ -86,8 +90,9 @@ class QuantizationAware(Compressor):
     Weight tensors that arrive clustered get one scale for the whole tensor, so that shared values stay shared.
 
     Args:
-        bits: width of the weights' integers. TFLite's kernels take 8: a file rounds narrower weights once more, to the
-            8-bit grid of each channel, so its outputs may differ from the finalized model's by more than a step.
+        bits: width of the weights' integers. Those of fewer than 8 are stored in 8, as they are, and take about their
+            width in a packed file. Dense layers then have one scale for the whole kernel.
+        activation_bits: width of the activations between the model's inputs and its outputs, which have 8.
         momentum: of the moving average of the activations' ranges.
         include, exclude, preserve: see `Compressor`; a layer left out is computed in float.
     """
@@ -96,6 +101,7 @@ class QuantizationAware(Compressor):
         self,
         *,
         bits: int = 8,
+        activation_bits: int = 8,
         momentum: float = 0.99,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
@@ -104,18 +110,35 @@ class QuantizationAware(Compressor):
         super().__init__(include=include, exclude=exclude, preserve=preserve)
         if not 2 <= bits <= 8:
             raise ValueError(f"Argument `bits` must be from 2 to 8. Received: {bits}.")
+        if not 1 <= activation_bits <= 8:
+            raise ValueError(f"Argument `activation_bits` must be from 1 to 8. Received: {activation_bits}.")
         if not 0 <= momentum < 1:
             raise ValueError(f"Argument `momentum` must be in [0, 1). Received: {momentum}.")
         self.bits = bits
+        self.activation_bits = activation_bits
         self.momentum = momentum
         self._rows: list[QuantizationRow] = []
 
     def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
         if not isinstance(layer, WEIGHTED):
             return []
-        per_channel = not isinstance(layer, PER_TENSOR) and not (self.preserve and is_clustered(value))
+        per_channel = has_channel_scales(layer, self.bits) and not (self.preserve and is_clustered(value))
         depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
         return [FakeQuantizeWeight(self.bits, depthwise, per_channel)]
+
+    def quantizer(self, name: str, role: Role) -> keras.Layer:
+        """Returns the layer that quantizes one activation; a method with quantizers of its own overrides this.
+
+        Args:
+            name: of the new layer.
+            role: what the activation is to the model.
+
+        Returns:
+            A layer called as `FakeQuantize` is, with a method `freeze()` that gives the `FakeQuantize` of fixed range
+            to put in its place at `finalize`.
+        """
+        bits = self.activation_bits if role == "hidden" else 8
+        return FakeQuantize(bits, self.momentum, name=name)
 
     def prepare(self, model: keras.Model) -> keras.Model:
         split = _SeparableSplitter(self)
@@ -135,7 +158,7 @@ class QuantizationAware(Compressor):
             ValueError: if an activation's range was never observed, because the prepared model was not trained.
         """
         plain = super().finalize(model)
-        frozen = surgery.rebuild(plain, lambda layer: layer.freeze() if isinstance(layer, FakeQuantize) else None)
+        frozen = surgery.rebuild(plain, lambda layer: layer.freeze() if hasattr(layer, "freeze") else None)
         return folding.fold_batch_normalization(frozen)
 
     def report(self) -> list[QuantizationRow]:
@@ -210,6 +233,7 @@ class _Rewriter:
         self.quantizers: dict[int, Any] = {}
         self.rows: dict[str, QuantizationRow] = {}
         self.names = {layer.name for layer in model.layers}
+        self.ends = {id(tensor._keras_history.operation) for tensor in model.outputs}
 
     def replace(self, layer: keras.Layer) -> keras.Layer | None:
         source = surgery.source(layer)
@@ -230,7 +254,7 @@ class _Rewriter:
             return self.finish(original, new(*args, **kwargs), source.name)
         if _is_relu(source) and id(args[0]) in self.deferred:
             self.note(source, "folded", "fused into the layer before it")
-            return self.quantized(new(*args, **kwargs), source.name)
+            return self.quantized(new(*args, **kwargs), source.name, self.role(original))
         if kind in SAME_GRID or (kind == "UpSampling2D" and source.interpolation == "nearest"):
             outputs = new(*args, **kwargs)
             if id(args[0]) in self.on_grid:
@@ -255,12 +279,12 @@ class _Rewriter:
     def weighted(self, original: Any, source: Any, new: Any, x: Any) -> Any:
         outputs = new(self.to_grid(x))
         grids = "per channel"
-        if any(isinstance(t, FakeQuantizeWeight) and not t.per_channel for t in new.transforms.get("kernel", ())):
-            grids = "one scale, as its values are shared"
+        if any(not getattr(t, "per_channel", True) for t in new.transforms.get("kernel", ())):
+            grids = "one scale"
         self.note(source, "int8", grids)
         if _fuses(source):
             return self.finish(original, outputs, source.name)
-        on_grid = self.quantized(outputs, source.name)
+        on_grid = self.quantized(outputs, source.name, "output")  # The activation's kernel prescribes 8 bits.
         split = keras.layers.Activation(source.activation, name=self.unique(f"{source.name}_activation"))
         return self.activation(source.activation, split, split, on_grid)
 
@@ -271,7 +295,8 @@ class _Rewriter:
             return new(x)
         self.note(source, "int8", "on the grid that the kernel prescribes")
         low, high = FIXED_RANGES[name]
-        return self.quantized(new(self.to_grid(x)), source.name, minimum=low, maximum=high)
+        fixed = FakeQuantize(minimum=low, maximum=high, name=self.unique(f"{source.name}_quantize"))
+        return self.quantized_by(fixed, new(self.to_grid(x)))
 
     def finish(self, original: Any, outputs: Any, name: str) -> Any:
         """Quantizes an output, unless what reads it will be merged with what made it."""
@@ -284,20 +309,30 @@ class _Rewriter:
             # Rounding after joining is rounding before it, with one grid for all parts.
             self.on_grid[id(outputs)] = (outputs, None)
             return outputs
-        return self.quantized(outputs, name)
+        return self.quantized(outputs, name, self.role(original))
+
+    def role(self, original: Any) -> Role:
+        """Whether what a layer gives leaves the model, or only an activation away from leaving it."""
+        while original is not None:
+            if id(original) in self.ends:
+                return "output"
+            original = self.consumers.get(id(original))
+            kind = type(original).__name__
+            if kind not in SAME_GRID | {"Softmax", "Activation", "BatchNormalization", "ReLU", "Relu"}:
+                break
+        return "hidden"
 
     def to_grid(self, x: Any) -> Any:
         if not _is_tensor(x) or id(x) in self.on_grid or not keras.backend.is_float_dtype(x.dtype):
             return x
         if id(x) not in self.quantizers:
-            self.quantizers[id(x)] = (x, self.quantized(x, x.name))
+            self.quantizers[id(x)] = (x, self.quantized(x, x.name, "input"))
         return self.quantizers[id(x)][1]
 
-    def quantized(self, x: Any, name: str, **options: Any) -> Any:
-        layer = FakeQuantize(momentum=self.compressor.momentum, name=self.unique(f"{name}_quantize"), **options)
-        return self.quantized_by(layer, x)
+    def quantized(self, x: Any, name: str, role: Role) -> Any:
+        return self.quantized_by(self.compressor.quantizer(self.unique(f"{name}_quantize"), role), x)
 
-    def quantized_by(self, layer: FakeQuantize, x: Any, **options: Any) -> Any:
+    def quantized_by(self, layer: keras.Layer, x: Any, **options: Any) -> Any:
         outputs = layer(x, **options)
         self.on_grid[id(outputs)] = (outputs, layer)
         return outputs
@@ -313,6 +348,16 @@ class _Rewriter:
 
     def note(self, layer: Any, status: str, note: str) -> None:
         self.rows[layer.name] = QuantizationRow(layer.name, type(layer).__name__, status, note)
+
+
+def has_channel_scales(layer: keras.Layer, bits: int) -> bool:
+    """Whether a file can hold one scale for each output channel of a kernel with integers of this width.
+
+    The converter is told them for 2-D convolutions; for other layers it takes max|w| / 127, the 8-bit grid.
+    """
+    if isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
+        return True
+    return bits == 8 and not isinstance(layer, PER_TENSOR)
 
 
 def _is_tensor(x: Any) -> bool:
