@@ -298,7 +298,63 @@ def test_joint_preparation_of_pruning_and_quantization():
             np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)
 
 
-@pytest.mark.parametrize("arguments", [{"bits": 1}, {"bits": 16}, {"momentum": 1.0}])
+# Fewer than 8 bits.
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 7])
+def test_narrow_activations_match_a_numpy_reference(bits):
+    low, high = nudged_range(-0.7, 1.9, bits)
+    x = np.linspace(-3, 5, 401).astype("float32")
+    step = float(high - low) / (2**bits - 1)
+    expected = np.clip(np.floor((x - float(low)) / step + 0.5), 0, 2**bits - 1) * step + float(low)
+    got = np.asarray(FakeQuantize(bits, minimum=-0.7, maximum=1.9)(x))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert len(np.unique(np.round(got / step))) == 2**bits
+
+
+def test_narrow_activations_pass_gradients_inside_their_range_only():
+    x = tf.constant([-2.0, 0.1, 0.9, 1.4, 1.8, 30.0, 300.0])  # The range is [0, 1.5]; its 8-bit grid reaches 127.5.
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = FakeQuantize(2, minimum=0.0, maximum=1.5)(x)
+    np.testing.assert_array_equal(tape.gradient(y, x), [0, 1, 1, 1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_narrow_weights_and_activations_reach_the_file(bits, tmp_path):
+    """The integers of the file are a multiple of the k-bit ones, and it computes what the finalized model does."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 3, use_bias=False)(inputs)))
+    x = L.Add()([x, L.Conv2D(8, 3, padding="same", activation="relu")(x)])
+    model = keras.Model(inputs, L.Dense(10)(L.Flatten()(L.MaxPooling2D(2)(x))))
+    examples = zoo._normal(64, 8, 8, 3)
+    _, _, final = quantized(model, examples, bits=bits, activation_bits=bits)
+    path = convert(final, tmp_path / "model.tflite", quantization="int8-qat")
+    limit = 2 ** (bits - 1) - 1
+    kernels = [
+        integers for integers in integers_of(path).values() if len(integers) > 1
+    ]  # Activations have a batch of 1.
+    assert len(kernels) == 3
+    for integers in kernels:
+        assert np.abs(integers).max() == limit * (127 // limit)
+        assert set(np.unique(integers)) <= set(np.arange(-limit, limit + 1) * (127 // limit))
+    report = verify(final, path, examples)
+    # A coarse grid makes a step of every difference; what XNNPACK rounds in one go, the reference rounds twice.
+    fast = next(result for result in report.results if result.kernels == "xnnpack")
+    assert fast.max_error_steps < 3 and fast.mean_abs_error < 0.1 * fast.step
+
+
+def test_inputs_and_outputs_keep_eight_bits():
+    inputs = keras.Input((6,))
+    x = L.Dense(5, activation="relu")(inputs)
+    model = keras.Model(inputs, L.Softmax()(L.Dense(3)(L.Dense(4)(x))))
+    prepared = QuantizationAware(bits=4, activation_bits=3).prepare(model)
+    widths = [layer.bits for layer in prepared.layers if isinstance(layer, FakeQuantize)]
+    assert widths == [8, 3, 3, 8, 8]  # Input, two hidden, logits, probabilities.
+
+
+@pytest.mark.parametrize("arguments", [{"bits": 1}, {"bits": 16}, {"momentum": 1.0}, {"activation_bits": 0}])
 def test_bad_settings_are_refused(arguments):
     with pytest.raises(ValueError, match="Received"):
         QuantizationAware(**arguments)
