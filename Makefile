@@ -42,8 +42,8 @@ endif
 demo: $(STAMP) ## the main job on 5,000 real digits: train, compress, export, measure, report
 	$(VENV)/bin/tfkit demo --out demo_output --force
 
-test: $(STAMP) ## run the tests
-	$(PY) -m pytest
+test: $(STAMP) ## run the tests, a process for each core
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 slow: $(STAMP) ## run the tests that take minutes
 	$(PY) -m pytest -m slow

@@ -11,6 +11,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has a core: its models are too small to share the others' with profit.
+    for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
 import pytest
 
 

@@ -332,9 +332,7 @@ def test_narrow_weights_and_activations_reach_the_file(bits, tmp_path):
     _, _, final = quantized(model, examples, bits=bits, activation_bits=bits)
     path = convert(final, tmp_path / "model.tflite", quantization="int8-qat")
     limit = 2 ** (bits - 1) - 1
-    kernels = [
-        integers for integers in integers_of(path).values() if len(integers) > 1
-    ]  # Activations have a batch of 1.
+    kernels = [integers for integers in integers_of(path).values() if len(integers) > 1]
     assert len(kernels) == 3
     for integers in kernels:
         assert np.abs(integers).max() == limit * (127 // limit)
