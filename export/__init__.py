@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfkit.export.convert import ConversionError, convert
     from tfkit.export.measure import LatencyRatio, MeasureError, Measurement, compare_latency, measure
+    from tfkit.export.mixed_precision import NarrowRow, PrecisionRow, mixed_precision, narrow_weights
     from tfkit.export.pack import PackError, PackResult, pack, pack_bytes, unpack, unpack_bytes
     from tfkit.export.runner import Runner, RunnerError
     from tfkit.export.verify import OutputParity, ParityError, ParityReport, verify
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "convert": ("ConversionError", "convert"),
     "measure": ("LatencyRatio", "MeasureError", "Measurement", "compare_latency", "measure"),
+    "mixed_precision": ("NarrowRow", "PrecisionRow", "mixed_precision", "narrow_weights"),
     "pack": ("PackError", "PackResult", "pack", "pack_bytes", "unpack", "unpack_bytes"),
     "runner": ("Runner", "RunnerError"),
     "verify": ("OutputParity", "ParityError", "ParityReport", "verify"),
@@ -30,16 +32,20 @@ __all__ = [
     "LatencyRatio",
     "MeasureError",
     "Measurement",
+    "NarrowRow",
     "OutputParity",
     "PackError",
     "PackResult",
     "ParityError",
     "ParityReport",
+    "PrecisionRow",
     "Runner",
     "RunnerError",
     "compare_latency",
     "convert",
     "measure",
+    "mixed_precision",
+    "narrow_weights",
     "pack",
     "pack_bytes",
     "unpack",
