@@ -27,6 +27,7 @@ def resnet_parameters(blocks: int) -> int:
     [
         ("lenet_300_100", 784 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10),
         ("lenet5", 430_500 + 580),
+        ("lenet5_wide", 25 * 32 + 25 * 32 * 64 + 1024 * 512 + 512 * 10 + (32 + 64 + 512 + 10)),
         ("convnet_bn", 140_586),
         ("resnet8", resnet_parameters(1)),
         ("resnet20", resnet_parameters(3)),

@@ -141,8 +141,7 @@ class QuantizationAware(Compressor):
         return FakeQuantize(bits, self.momentum, name=name)
 
     def prepare(self, model: keras.Model) -> keras.Model:
-        split = _SeparableSplitter(self)
-        rewriter = _Rewriter(self, surgery.rebuild(model, split.replace, split.call, inline=True))
+        rewriter = _Rewriter(self, split_separable(model, self))
         prepared = surgery.rebuild(rewriter.model, rewriter.replace, rewriter.call)
         self._rows = list(rewriter.rows.values())
         self._warn_if_unchanged(model, any(row.status == "int8" for row in self._rows))
@@ -164,6 +163,12 @@ class QuantizationAware(Compressor):
     def report(self) -> list[QuantizationRow]:
         """Returns, for the last model prepared, what was quantized, what stays in float, and why."""
         return list(self._rows)
+
+
+def split_separable(model: keras.Model, compressor: QuantizationAware) -> keras.Model:
+    """Returns a flat copy of a model, each selected SeparableConv2D as two convolutions."""
+    split = _SeparableSplitter(compressor)
+    return surgery.rebuild(model, split.replace, split.call, inline=True)
 
 
 class _SeparableSplitter:
@@ -255,6 +260,9 @@ class _Rewriter:
         if _is_relu(source) and id(args[0]) in self.deferred:
             self.note(source, "folded", "fused into the layer before it")
             return self.quantized(new(*args, **kwargs), source.name, self.role(original))
+        if _quantizes(source):
+            self.note(source, "int8", "on a grid of its own")
+            return self.quantized_by(new, args[0])
         if kind in SAME_GRID or (kind == "UpSampling2D" and source.interpolation == "nearest"):
             outputs = new(*args, **kwargs)
             if id(args[0]) in self.on_grid:
@@ -302,7 +310,7 @@ class _Rewriter:
         """Quantizes an output, unless what reads it will be merged with what made it."""
         follower = self.consumers.get(id(original))
         linear = surgery.activation_name(surgery.source(original)) == "linear"
-        if id(follower) in self.folded or (linear and _is_relu(follower)):
+        if id(follower) in self.folded or (linear and (_is_relu(follower) or _quantizes(follower))):
             self.deferred[id(outputs)] = outputs
             return outputs
         if type(follower).__name__ == "Concatenate":
@@ -370,6 +378,11 @@ def _is_relu(layer: Any) -> bool:
     if isinstance(layer, keras.layers.Activation):
         return surgery.activation_name(layer) in ("relu", "relu6")
     return type(layer).__name__ == "Relu"
+
+
+def _quantizes(layer: Any) -> bool:
+    """Whether a layer is the quantizer of what it gives, put there by a method."""
+    return getattr(layer, "quantizes", False)
 
 
 def _fuses(layer: Any) -> bool:

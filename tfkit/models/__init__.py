@@ -13,12 +13,13 @@ import keras
 
 from tfkit.internal import checks
 from tfkit.models.convnet_bn import convnet_bn
-from tfkit.models.lenet import lenet5, lenet_300_100
+from tfkit.models.lenet import lenet5, lenet5_wide, lenet_300_100
 from tfkit.models.resnet import resnet8, resnet20
 
 _MODELS: dict[str, Callable[..., keras.Model]] = {
     "lenet_300_100": lenet_300_100,
     "lenet5": lenet5,
+    "lenet5_wide": lenet5_wide,
     "convnet_bn": convnet_bn,
     "resnet8": resnet8,
     "resnet20": resnet20,
@@ -39,4 +40,4 @@ def get(name: str) -> Callable[..., keras.Model]:
     return _MODELS[checks.choice("name", name, _MODELS)]
 
 
-__all__ = ["convnet_bn", "get", "lenet5", "lenet_300_100", "names", "resnet8", "resnet20"]
+__all__ = ["convnet_bn", "get", "lenet5", "lenet5_wide", "lenet_300_100", "names", "resnet8", "resnet20"]

@@ -1,0 +1,185 @@
+"""Reproduces the MNIST row of Adaptive Quantization (Khoram, Li, https://openreview.net/forum?id=SyOK1Sg0W).
+
+    python benchmarks/papers/adaptive_quantization.py            # LeNet-5, 3 seeds; about ten minutes on one core
+    python benchmarks/papers/adaptive_quantization.py --quick    # one seed, few epochs, embedded digits: does it run?
+
+A trained LeNet-5 is quantized with a precision of its own for each weight, converted to `.tflite`, packed, unpacked,
+and the unpacked file is run over the official test set. `ratio` is 32 bits a parameter, biases included, over the bytes
+of the packed file, graph and all. Beside it stand the count of bits with side information (`storage`), and the one
+without, which is what the paper counts. The allowed rise of the training loss is the largest of `CANDIDATES` that costs
+nothing on held-out training digits, with one more seed; the test set takes no part in that choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import keras
+import numpy as np
+
+from benchmarks import common
+from tfkit import data, models
+from tfkit.compression import AdaptiveQuantization
+from tfkit.compression.adaptive_quantization import storage
+from tfkit.export import convert, pack, unpack
+from tfkit.export.runner import Runner
+from tfkit.internal import surgery
+
+CHOICE_SEED = 100
+HELD_OUT = 0.2
+CANDIDATES = (0.02, 0.08)
+FLOAT_EPOCHS = 12
+EPOCHS = 12
+#: The MNIST row of the paper's table: 60,000 digits.
+PAPER = {"network": "LeNet-5", "ratio": 64, "baseline_error_percent": 0.65, "error_percent": 0.77}
+
+
+def train(model: keras.Model, x: np.ndarray, y: np.ndarray, epochs: int, seed: int, callbacks: Any = ()) -> None:
+    """Adam with cosine decay, batches of 64."""
+    keras.utils.set_random_seed(seed)
+    schedule = keras.optimizers.schedules.CosineDecay(1e-3, epochs * -(-len(x) // 64))
+    model.compile(keras.optimizers.Adam(schedule), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, batch_size=64, epochs=epochs, verbose=0, callbacks=list(callbacks))
+
+
+def baseline(x: np.ndarray, y: np.ndarray, epochs: int, seed: int, cache: Path | None) -> keras.Model:
+    """Trains the float network, or takes it from the cache."""
+    path = cache / f"lenet5_{len(x)}_{epochs}_{seed}.keras" if cache else None
+    if path is not None and path.exists():
+        return keras.saving.load_model(path)
+    model = models.get("lenet5")(seed=seed)
+    train(model, x, y, epochs, seed)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(path)
+    return model
+
+
+def compress(model: keras.Model, x: np.ndarray, y: np.ndarray, increase: float, epochs: int, seed: int) -> keras.Model:
+    """Quantizes; every weight of the result is on a dyadic grid."""
+    return AdaptiveQuantization(increase).apply(model, lambda m, callbacks: train(m, x, y, epochs, seed, callbacks))
+
+
+def error_percent(outputs: Any, y: np.ndarray) -> float:
+    """Returns the share of wrong answers."""
+    return 100.0 * float(np.mean(np.asarray(outputs).argmax(-1) != y))
+
+
+def measure_file(model: keras.Model, x: np.ndarray, y: np.ndarray, folder: Path) -> dict[str, Any]:
+    """Converts, packs, unpacks, runs the unpacked file, and counts bytes."""
+    path = convert(model, folder / "model.tflite", force=True)
+    packed = pack(path, folder / "model.tfk", force=True)
+    restored = unpack(packed.path, folder / "restored.tflite", force=True)
+    if Path(restored).read_bytes() != path.read_bytes():
+        raise RuntimeError("unpacking did not give the packed file back")
+    size = Path(packed.path).stat().st_size
+    return {
+        "packed_bytes": size,
+        "ratio": 4 * model.count_params() / size,
+        "test_error_percent": error_percent(Runner(restored)(x), y),
+    }
+
+
+def widths(model: keras.Model) -> dict[str, dict[str, float]]:
+    """Returns, by layer, the share of weights without bits and the distinct values."""
+    rows = {}
+    for layer in surgery.leaf_layers(model):
+        for weight in surgery.compressible_weights(layer).values():
+            value = keras.ops.convert_to_numpy(weight)
+            rows[layer.name] = {
+                "weights": int(value.size),
+                "zeros_percent": 100.0 * float(np.mean(value == 0)),
+                "distinct_values": len(np.unique(value)),
+            }
+    return rows
+
+
+def choose(x: np.ndarray, y: np.ndarray, float_epochs: int, epochs: int, cache: Path | None) -> dict[str, Any]:
+    """Picks the largest increase that loses nothing on held-out digits; the smallest if all do."""
+    cut = round(len(x) * (1 - HELD_OUT))
+    model = baseline(x[:cut], y[:cut], float_epochs, CHOICE_SEED, cache)
+    error = error_percent(model.predict(x[cut:], verbose=0), y[cut:])
+    rows: list[dict[str, Any]] = []
+    for increase in CANDIDATES:
+        small = compress(model, x[:cut], y[:cut], increase, epochs, CHOICE_SEED)
+        rows.append({
+            "loss_increase": increase,
+            "error_percent": error_percent(small.predict(x[cut:], verbose=0), y[cut:]),
+            "storage_ratio": storage(small).ratio,
+        })  # fmt: skip
+        say(f"choice, loss increase {increase}: {rows[-1]['error_percent']:.2f} % held-out error "
+            f"(float {error:.2f} %), {rows[-1]['storage_ratio']:.1f}x by count")  # fmt: skip
+    good = [row["loss_increase"] for row in rows if row["error_percent"] <= error]
+    return {
+        "held_out_digits": len(x) - cut,
+        "baseline_error_percent": error,
+        "candidates": rows,
+        "picked": max(good, default=min(CANDIDATES)),
+    }
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--dataset", default="mnist", help="mnist (needs $TFKIT_DATA or a download) or mnist5k")
+    parser.add_argument("--quick", action="store_true", help="one seed, few epochs, embedded digits")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the trained float networks")
+    parser.add_argument("--out", type=Path, default=common.RESULTS / "adaptive_quantization.json")
+    arguments = parser.parse_args()
+    float_epochs, epochs = FLOAT_EPOCHS, EPOCHS
+    if arguments.quick:
+        arguments.dataset, arguments.seeds, float_epochs, epochs = "mnist5k", arguments.seeds[:1], 1, 3
+
+    dataset = data.load(arguments.dataset, validation=0)
+    x, y = dataset.x_train, dataset.y_train
+    choice = choose(x, y, float_epochs, epochs, arguments.cache)
+    runs: list[dict[str, Any]] = []
+    for seed in arguments.seeds:
+        started = time.time()
+        model = baseline(x, y, float_epochs, seed, arguments.cache)
+        small = compress(model, x, y, choice["picked"], epochs, seed)
+        counted = storage(small)
+        with tempfile.TemporaryDirectory() as folder:
+            before = measure_file(model, dataset.x_test, dataset.y_test, Path(folder))
+            after = measure_file(small, dataset.x_test, dataset.y_test, Path(folder))
+        runs.append({
+            "seed": seed,
+            "float": before,
+            **after,
+            "error_change_points": after["test_error_percent"] - before["test_error_percent"],
+            "storage": {**counted._asdict(), "ratio": counted.ratio, "ratio_without_map": counted.ratio_without_map},
+            "layers": widths(small),
+            "seconds": round(time.time() - started),
+        })  # fmt: skip
+        say(f"seed {seed}: {after['packed_bytes']} bytes, {after['ratio']:.1f}x ({counted.ratio:.1f}x by count, "
+            f"{counted.ratio_without_map:.1f}x without the map of widths), error {before['test_error_percent']:.2f} -> "
+            f"{after['test_error_percent']:.2f} %")  # fmt: skip
+        figures = {key: float(np.mean([run[key] for run in runs])) for key in ("ratio", "error_change_points")}
+        common.write_result(
+            arguments.out,
+            figures,
+            data={"name": dataset.name, "train": len(x), "test": len(dataset.x_test)},
+            seeds=[run["seed"] for run in runs],
+            results={"paper": PAPER, "choice": choice, "epochs": epochs, "runs": runs},
+            versions=common.versions("tensorflow", "keras", "numpy", "ai-edge-litert"),
+        )
+    say(f"\npaper: {PAPER['ratio']}x, error {PAPER['baseline_error_percent']} -> {PAPER['error_percent']} % "
+        f"(60,000 digits); ours: {figures['ratio']:.1f}x, {figures['error_change_points']:+.2f} points")  # fmt: skip
+    say(f"written: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
