@@ -118,6 +118,7 @@ def measure(
     runs: int = ...,
     min_seconds: float = ...,
     accuracy_data: tuple[Any, Any] | None = ...,
+    packed_bytes: Sequence[int] | None = ...,
     timeout_seconds: float = ...,
 ) -> Measurement: ...
 @overload
@@ -131,6 +132,7 @@ def measure(
     runs: int = ...,
     min_seconds: float = ...,
     accuracy_data: tuple[Any, Any] | None = ...,
+    packed_bytes: Sequence[int] | None = ...,
     timeout_seconds: float = ...,
 ) -> list[Measurement]: ...
 def measure(
@@ -143,6 +145,7 @@ def measure(
     runs: int = 50,
     min_seconds: float = 1.0,
     accuracy_data: tuple[Any, Any] | None = None,
+    packed_bytes: Sequence[int] | None = None,
     timeout_seconds: float = 1800.0,
 ) -> Measurement | list[Measurement]:
     """Measures one file, or several in interleaved rounds so that their ratios hold on a noisy machine.
@@ -156,6 +159,7 @@ def measure(
         runs: least number of timed runs of each file.
         min_seconds: least timed seconds of each file.
         accuracy_data: (x, y) to judge each file on, whole: inputs as above, labels integer or one-hot.
+        packed_bytes: the size of each file as packed, where it has been packed already: packing takes seconds a file.
         timeout_seconds: give up after this long.
 
     Returns:
@@ -172,6 +176,11 @@ def measure(
     checks.integer("threads", threads, 1)
     checks.integer("runs", runs, 1)
     checks.number("min_seconds", min_seconds, 0)
+    packed = list(packed_bytes) if packed_bytes is not None else [None] * len(files)
+    if len(packed) != len(files):
+        raise ValueError(
+            f"Argument `packed_bytes` must have a size for each of the {len(files)} files. Received: {len(packed)}."
+        )
     with tempfile.TemporaryDirectory(prefix="tfkit-measure-") as folder:
         arguments = [os.path.abspath(file) for file in files]
         arguments += ["--json", "--threads", str(threads), "--runs", str(runs), "--min-seconds", str(min_seconds)]
@@ -184,7 +193,7 @@ def measure(
         result = _run(arguments, timeout_seconds)
     machine = {key: value for key, value in result.items() if key not in ("files", "kernels", "threads")}
     measurements = []
-    for file, entry in zip(files, result["files"], strict=True):
+    for file, entry, packed_size in zip(files, result["files"], packed, strict=True):
         entry |= {
             "path": str(file),
             "kernels": result["kernels"],
@@ -193,7 +202,7 @@ def measure(
             "round_p50_ms": tuple(entry["round_p50_ms"]),
             "inputs": tuple(entry["inputs"]),
             "outputs": tuple(entry["outputs"]),
-            **_sizes(file),
+            **_sizes(file, packed_size),
         }
         measurements.append(Measurement(**entry))
     return measurements[0] if single else measurements
@@ -219,13 +228,13 @@ def compare_latency(paths: Sequence[FilePath], inputs: Any, **settings: Any) -> 
     return ratios
 
 
-def _sizes(file: Path) -> dict[str, int]:
+def _sizes(file: Path, packed_bytes: int | None) -> dict[str, int]:
     from tfkit.export.pack import pack_bytes
 
     content = file.read_bytes()
     return {
         "gzip_bytes": len(gzip.compress(content, compresslevel=9, mtime=0)),
-        "packed_bytes": len(pack_bytes(content)),
+        "packed_bytes": len(pack_bytes(content)) if packed_bytes is None else packed_bytes,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ def briefly(monkeypatch):
 
     measure = export.measure
     brief = {"runs": 20, "min_seconds": 0.1}
-    monkeypatch.setattr(export, "measure", lambda *args, **options: measure(*args, **brief, **options))
+    monkeypatch.setattr(export, "measure", lambda *args, **options: measure(*args, **(options | brief)))
 
 
 @pytest.fixture
@@ -29,6 +30,11 @@ def model_and_data(trained_digits_model, tiny_digits, tmp_path):
     arrays = {f"{axis}_{part}": getattr(tiny_digits, f"{axis}_{part}") for axis in "xy" for part in ("train", "test")}
     np.savez(archive, **arrays)
     return str(model), str(archive)
+
+
+def searching():
+    """The module; the package gives the function of this name."""
+    return importlib.import_module("tfkit.compression.search")
 
 
 def run(*arguments):
@@ -54,10 +60,10 @@ def test_nothing_within_the_budget_is_exit_code_1(model_and_data, tmp_path):
     model, archive = model_and_data
     done = run(
         "compress", model, "--data", archive, "--out", tmp_path / "out", "--max-drop", "0",
-        "--candidate", "pruned_90", "--epochs", "1", "--learning-rate", "1e-9",
+        "--candidate", "pruned_80_dynamic", "--epochs", "1", "--learning-rate", "1e-9",
     )  # fmt: skip
     assert done.exit_code == 1
-    assert "pruned_90" in done.stdout and "report.html" in done.stdout
+    assert "pruned_80_dynamic" in done.stdout and "report.html" in done.stdout
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert results["headline"] in " ".join(done.stdout.split())
     assert results["best"] == "float32"
@@ -68,15 +74,13 @@ def test_nothing_within_the_budget_is_exit_code_1(model_and_data, tmp_path):
 
 
 def test_demo_is_lenet5_on_the_embedded_digits(monkeypatch, tmp_path):
-    from tfkit.compression import search
-
     calls = []
 
     def pretend(model, data, **options):
         calls.append((model, data, options))
         return SimpleNamespace(results={"figures": {}}, found=True)
 
-    monkeypatch.setattr(search, "compress", pretend)
+    monkeypatch.setattr(searching(), "compress", pretend)
     assert run("demo", "--out", tmp_path / "d", "--seed", "3", "--json").exit_code == 0
     model, data, options = calls[0]
     assert (model, data, options["seed"], options["out"]) == ("lenet5", "mnist5k", 3, tmp_path / "d")
@@ -86,14 +90,32 @@ def test_demo_is_lenet5_on_the_embedded_digits(monkeypatch, tmp_path):
 
 
 def test_interruption_says_how_to_go_on(monkeypatch, tmp_path):
-    from tfkit.compression import search
-
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(search, "compress", interrupted)
+    monkeypatch.setattr(searching(), "compress", interrupted)
     done = run("demo", "--out", tmp_path / "d")
     assert done.exit_code == 130 and "goes on from there" in done.stderr
+
+
+def test_search_passes_its_options_on(monkeypatch, tmp_path):
+    calls = []
+
+    def pretend(model, data, **options):
+        calls.append((model, data, options))
+        return SimpleNamespace(results={"figures": {}}, found=True)
+
+    monkeypatch.setattr(searching(), "search", pretend)
+    command = ("search", "resnet8", "--data", "cifar10", "--out", tmp_path / "s", "--json")
+    assert run(*command, "--max-drop", "0.02", "--objective", "latency", "--time-budget", "60", "--first", "4",
+               "--rungs", "3", "--epochs", "5", "--flip", "--shift", "2", "--seed", "7").exit_code == 0  # fmt: skip
+    model, data, options = calls[0]
+    assert (model, data, options["max_drop"], options["objective"]) == ("resnet8", "cifar10", 0.02, "latency")
+    assert (options["time_budget"], options["first"], options["rungs"], options["seed"]) == (60.0, 4, 3, 7)
+    assert options["settings"].epochs == 5
+    assert options["settings"].augment == searching().Augmentation(flip=True, shift=2)
+    assert run(*command).exit_code == 0
+    assert calls[1][2]["time_budget"] is None and calls[1][2]["settings"].augment is None
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import importlib
 import json as json_format
 import os
 import statistics
@@ -173,7 +174,52 @@ def compress(
         "threads": threads,
     }
     options = {"max_drop": max_drop, "objective": objective.value, "validation": validation, "seed": seed}
-    _search(model, data, out, settings, json, force=force, candidates=candidates, **options)
+    _run_search("compress", model, data, out, settings, json, force=force, candidates=candidates, **options)
+
+
+@app.command()
+def search(
+    model: Annotated[str, typer.Argument(help="A .keras file, or a name of tfkit.models, which is trained first.")],
+    data: Annotated[str, typer.Option("--data", help="A name, an .npz file, or module:function.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=1, help="Validation accuracy that may be lost; 0.01 is one point.")
+    ] = 0.01,
+    objective: Annotated[Objective, typer.Option(help="What the best file has least of.")] = Objective.size,
+    time_budget: Annotated[
+        float | None, typer.Option(min=1, help="Seconds to spend in all; fewer and shorter trials fit it.")
+    ] = None,
+    first: Annotated[int, typer.Option(min=1, help="Chains of methods that get a first, short training.")] = 12,
+    rungs: Annotated[int, typer.Option(min=1, help="Rounds; the best of one train longer in the next.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a pruning in the last round.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples a training step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Of a pruning, at its first step.")] = 1e-3,
+    train_epochs: Annotated[int, typer.Option(min=1, help="Epochs of a model given by name.")] = 12,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror every other training image.")] = False,
+    shift: Annotated[int, typer.Option(min=0, help="Move training images by up to this many pixels.")] = 0,
+    validation: Annotated[float, typer.Option(help="Fraction of the training examples to judge by.")] = 0.1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the interpreter that is timed.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data's split and of training.")] = 0,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Search for chains of methods (pruning, low rank, clustering, few bits) that make the smallest or fastest file.
+
+    Many chains are trained briefly, the best again for longer; each is a file, and judged by it. An interrupted search
+    goes on from its finished files: repeat the command.
+    """
+    settings: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "train_epochs": train_epochs,
+        "threads": threads,
+    }
+    if flip or shift:
+        settings["augment"] = {"flip": flip, "shift": shift}
+    options = {"max_drop": max_drop, "objective": objective.value, "validation": validation, "seed": seed}
+    limits = {"time_budget": time_budget, "first": first, "rungs": rungs}
+    _run_search("search", model, data, out, settings, json, force=force, **limits, **options)
 
 
 @app.command()
@@ -187,20 +233,25 @@ def demo(
     """The main job on real digits: train LeNet-5, compress it in every way, and write a report to look at."""
     settings = {"epochs": 2, "train_epochs": 4} if quick else {}
     candidates = ["dynamic_int8", "int8", "pruned_80_dynamic"] if quick else None
-    _search("lenet5", "mnist5k", out, settings, json, force=force, candidates=candidates, validation=0.2, seed=seed)
+    options = {"force": force, "candidates": candidates, "validation": 0.2, "seed": seed}
+    _run_search("compress", "lenet5", "mnist5k", out, settings, json, **options)
 
 
-def _search(model: str, data: str, out: Path, settings: dict[str, Any], json: bool, **options: Any) -> None:
+def _run_search(
+    name: str, model: str, data: str, out: Path, settings: dict[str, Any], json: bool, **options: Any
+) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Its notices of absent GPUs help nobody here.
-    from tfkit.compression import search
+    # The package gives the function of this name; the module holds both.
+    home = importlib.import_module("tfkit.compression.search")
     from tfkit.compression.searching import console
 
     console.quiet()
+    if "augment" in settings:
+        settings["augment"] = home.Augmentation(**settings["augment"])
     try:
         with console.showing_progress() as progress:
-            result = search.compress(
-                model, data, out=out, settings=search.Settings(**settings), progress=progress, **options
-            )
+            run = getattr(home, name)
+            result = run(model, data, out=out, settings=home.Settings(**settings), progress=progress, **options)
     except KeyboardInterrupt:
         typer.echo(f"tfkit: what is finished is kept in {out}; the same command goes on from there.", err=True)
         raise

@@ -4,7 +4,14 @@ import pytest
 import tensorflow as tf
 
 from tfkit.compression import WeightClustering
-from tfkit.compression.clustering import SharedValues, initial_centroids, is_clustered, kmeans_1d, nearest
+from tfkit.compression.clustering import (
+    SharedValues,
+    entropy_constrained_1d,
+    initial_centroids,
+    is_clustered,
+    kmeans_1d,
+    nearest,
+)
 
 
 def lloyd_reference(values, centroids, rounds=500):
@@ -118,7 +125,94 @@ def test_all_zero_and_constant_weights():
     np.testing.assert_array_equal(final.get_layer("one").kernel, np.ones((4, 4)))
 
 
-@pytest.mark.parametrize("arguments", [{"bits": 0}, {"bits": 9}, {"bits": {"fc": 12}}, {"initialization": "kmeans++"}])
+def entropy_bits(assignment, zeros=0):
+    counts = np.bincount(assignment).astype(float)
+    counts = np.append(counts[counts > 0], zeros) if zeros else counts[counts > 0]
+    return float(-(counts * np.log2(counts / counts.sum())).sum())
+
+
+def ecvq_reference(values, centroids, price, rounds):
+    """Entropy-constrained quantization as the paper writes it: every weight against every value."""
+    lengths = np.zeros(len(centroids))
+    for _ in range(rounds):
+        labels = ((values[:, None] - centroids) ** 2 + price * lengths).argmin(1)
+        used = np.unique(labels)
+        centroids = np.array([values[labels == k].mean() for k in used])
+        lengths = -np.log2(np.array([np.mean(labels == k) for k in used]))
+    return centroids, np.searchsorted(used, labels)
+
+
+def test_entropy_constrained_against_the_plain_algorithm():
+    rng = np.random.default_rng(0)
+    values = rng.standard_t(4, size=3000)
+    start = np.sort(rng.choice(values, 12, replace=False))
+    for price in (0.0, 0.02, 0.2):
+        found = entropy_constrained_1d(values, start, price)
+        centroids, labels = ecvq_reference(values, start, price, len(found.cost))
+        np.testing.assert_allclose(found.values, centroids, atol=1e-12)
+        np.testing.assert_array_equal(found.assignment, labels)
+        assert (np.diff(found.cost) <= 1e-12).all()
+        distance = np.mean((values - found.values[found.assignment]) ** 2)
+        assert found.cost[-1] == pytest.approx(distance + price * entropy_bits(found.assignment) / len(values))
+
+
+def test_without_a_price_it_is_kmeans():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=1500)
+    start = initial_centroids(values, 9, "linear", rng)
+    found = entropy_constrained_1d(values, start, 0.0, max_rounds=1000)
+    np.testing.assert_allclose(found.values, kmeans_1d(values, start), atol=1e-3)
+
+
+def test_a_higher_price_buys_fewer_bits_and_zero_stays_where_it_is():
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=4000)
+    values = values[np.abs(values) > 0.7]  # what pruning leaves
+    start = np.linspace(values.min(), values.max(), 15)
+    bits, zeros = [], 4000 - len(values)
+    for price in (0.0, 0.02, 0.1, 0.3):
+        found = entropy_constrained_1d(values, start, price, zeros=zeros)
+        assert 0.0 in found.values
+        counts = np.bincount(found.assignment, minlength=len(found.values)) + zeros * (found.values == 0)
+        bits.append(float(-(counts[counts > 0] * np.log2(counts[counts > 0] / 4000)).sum()))
+    assert (np.diff(bits) < 0).all() and bits[-1] < 0.7 * bits[0]
+
+
+def test_the_price_reaches_the_weights_and_biases_are_short():
+    rng = np.random.default_rng(3)
+    kernel = rng.normal(size=(40, 50)).astype("float32")
+    kernel[rng.random(kernel.shape) < 0.8] = 0
+    model = keras.Sequential([keras.Input((40,)), keras.layers.Dense(50, name="fc")])
+    bias = rng.normal(size=50).astype("float32")
+    model.get_layer("fc").set_weights([kernel, bias])
+
+    def entropy(price, **options):
+        final = WeightClustering(4, entropy=price, **options).apply(model)
+        values, counts = np.unique(np.asarray(final.get_layer("fc").kernel), return_counts=True)
+        assert len(values) <= 16 and not np.asarray(final.get_layer("fc").kernel)[kernel == 0].any()
+        return -(counts * np.log2(counts / counts.sum())).sum(), np.asarray(final.get_layer("fc").bias)
+
+    plain, same = entropy(0.0)
+    cheap, short = entropy({"fc": 0.1}, short_biases=True)
+    assert cheap < 0.85 * plain
+    np.testing.assert_array_equal(same, bias)
+    assert not (short.view("uint32") & 0xFFFF).any()  # the lower half of each float is gone
+    np.testing.assert_allclose(short, bias, rtol=2**-8)
+    np.testing.assert_array_equal(model.get_layer("fc").bias, bias)
+
+
+def test_a_price_beyond_measure_leaves_the_layer_alive():
+    model = keras.Sequential([keras.Input((30,)), keras.layers.Dense(40)])
+    kernel = np.zeros((30, 40), "float32")
+    kernel.flat[:40] = np.random.default_rng(0).normal(1.0, 0.1, size=40)
+    model.layers[0].kernel.assign(kernel)
+    assert np.asarray(WeightClustering(4, entropy=1.0).apply(model).layers[-1].kernel).any()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"bits": 0}, {"bits": 9}, {"bits": {"fc": 12}}, {"initialization": "kmeans++"}, {"entropy": 2.0}],
+)
 def test_bad_settings_are_refused(arguments):
     with pytest.raises(ValueError, match="Received"):
         WeightClustering(**arguments)

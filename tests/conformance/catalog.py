@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tfkit import compression
-from tfkit.compression import fake_quantize, pruning
+from tfkit.compression import fake_quantize, low_precision, pruning, relaxed_quantization
 
 
 class Row(NamedTuple):
@@ -27,11 +27,32 @@ class Row(NamedTuple):
 #: Public modules, whose `__all__` is the public interface.
 MODULES = ("tfkit.compression", "tfkit.data", "tfkit.export", "tfkit.models")
 
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
 COMPRESSORS: dict[str, Row] = {
     "tfkit.compression.MagnitudePruning": Row(lambda: compression.MagnitudePruning(0.5, frequency=1)),
+    "tfkit.compression.BlockPruning": Row(lambda: compression.BlockPruning(0.5, frequency=1)),
+    "tfkit.compression.NMPruning": Row(lambda: compression.NMPruning(1, 2, frequency=1)),
+    "tfkit.compression.RigL": Row(lambda: compression.RigL(0.5, frequency=1, seed=3)),
+    "tfkit.compression.MovementPruning": Row(lambda: compression.MovementPruning(0.5, frequency=1)),
+    "tfkit.compression.SaliencyPruning": Row(
+        lambda: compression.SaliencyPruning(0.5, "hessian", data=(example((8, 8, 8, 1)), np.arange(8) % 4), loss=LOSS)
+    ),
+    "tfkit.compression.LotteryTicket": Row(lambda: compression.LotteryTicket(0.5, 1)),
     "tfkit.compression.WeightClustering": Row(lambda: compression.WeightClustering(3, initialization="random", seed=3)),
     "tfkit.compression.QuantizationAware": Row(compression.QuantizationAware, exports="int8-qat"),
+    "tfkit.compression.LowRank": Row(lambda: compression.LowRank(budget=0.6)),
+    "tfkit.compression.QuantizedNeuralNetwork": Row(compression.QuantizedNeuralNetwork, exports="int8-qat"),
+    "tfkit.compression.RelaxedQuantization": Row(compression.RelaxedQuantization, exports="int8-qat"),
     "tfkit.compression.DeepCompression": Row(lambda: compression.DeepCompression(0.5, 3)),
+    "tfkit.compression.StructuredPruning": Row(lambda: compression.StructuredPruning(0.5)),
+    "tfkit.compression.ProxQuant": Row(lambda: compression.ProxQuant(2, regularizer="l2")),
+    "tfkit.compression.BinaryConnect": Row(compression.BinaryConnect),
+    "tfkit.compression.AdaptiveQuantization": Row(lambda: compression.AdaptiveQuantization(0.5, end=1.0)),
+    "tfkit.compression.PostTrainingQuantization": Row(
+        lambda: compression.PostTrainingQuantization(example((20, 8, 8, 1)), calibration="mse", weight_scale="mse"),
+        exports="int8-qat",
+    ),
     "tfkit.compression.Chain": Row(
         lambda: compression.Chain([compression.DeepCompression(0.6, 4), compression.QuantizationAware()]),
         exports="int8-qat",
@@ -43,16 +64,36 @@ LAYERS: dict[str, Row] = {
     "tfkit.compression.Reparameterized": Row(
         lambda: compression.Reparameterized(_built(keras.layers.Dense(3)), {"kernel": [pruning.PruningMask(0.5)]})
     ),
+    "tfkit.compression.ShiftBatchNormalization": Row(compression.ShiftBatchNormalization),
+    "tfkit.compression.low_precision.LowPrecisionActivation": Row(
+        lambda: low_precision.LowPrecisionActivation(2, limit=2.0, unit=0.5)
+    ),
+    "tfkit.compression.low_precision.IntegerSign": Row(low_precision.IntegerSign),
+    "tfkit.compression.relaxed_quantization.RelaxedQuantizeActivation": Row(
+        lambda: relaxed_quantization.RelaxedQuantizeActivation(4, noise=0.2)
+    ),
     "tfkit.compression.fake_quantize.FakeQuantize": Row(lambda: fake_quantize.FakeQuantize(minimum=-1.0, maximum=2.0)),
 }
 
 #: Results, errors, base classes and what reads a file: tested where they are made.
 OTHERS: set[str] = {
     "tfkit.compression.Compressor",
+    "tfkit.compression.DistillationLoss",
+    "tfkit.compression.Distiller",
+    "tfkit.compression.EqualizedPair",
+    "tfkit.compression.LayerSpeed",
+    "tfkit.compression.LowRankRow",
     "tfkit.compression.NoEffectWarning",
     "tfkit.compression.Report",
     "tfkit.compression.SearchResult",
+    "tfkit.compression.Sensitivity",
+    "tfkit.compression.SensitivityRow",
     "tfkit.compression.Settings",
+    "tfkit.compression.ShiftBasedAdaMax",
+    "tfkit.compression.SparsifyError",
+    "tfkit.compression.SparsifyResult",
+    "tfkit.compression.SparsitySpeed",
+    "tfkit.compression.StructuredReport",
     "tfkit.compression.WeightTransform",
     "tfkit.data.DataError",
     "tfkit.data.Dataset",
@@ -61,11 +102,13 @@ OTHERS: set[str] = {
     "tfkit.export.LatencyRatio",
     "tfkit.export.MeasureError",
     "tfkit.export.Measurement",
+    "tfkit.export.NarrowRow",
     "tfkit.export.OutputParity",
     "tfkit.export.PackError",
     "tfkit.export.PackResult",
     "tfkit.export.ParityError",
     "tfkit.export.ParityReport",
+    "tfkit.export.PrecisionRow",
     "tfkit.export.Runner",
     "tfkit.export.RunnerError",
 }

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import keras
 
 from tfkit import compression
+from tfkit.compression.searching.finetuning import Augmentation, describe_function
 from tfkit.export.pack import SUFFIX
 from tfkit.internal import checks, surgery
 
@@ -27,7 +28,8 @@ class Stage(NamedTuple):
         name: of the model it gives.
         parent: the stage it starts from; `"float32"` is the model as it was given.
         method: a class of `tfkit.compression`.
-        arguments: of its constructor; `sparsity` is that of the whole model, see `sparsity_by_layer`.
+        arguments: of its constructor; `sparsity`, if it is a number, is that of the whole model, see
+            `sparsity_by_layer`.
         epochs: in units of the search's `epochs`, at least one.
         learning_rate: in units of the search's `learning_rate`.
     """
@@ -42,7 +44,7 @@ class Stage(NamedTuple):
     def compressor(self, model: keras.Model) -> compression.Compressor:
         """Returns the method, set for this model."""
         arguments = dict(self.arguments)
-        if "sparsity" in arguments:
+        if shares_out(arguments):
             arguments["sparsity"] = sparsity_by_layer(model, arguments["sparsity"])
         made: compression.Compressor = getattr(compression, self.method)(**arguments)
         return made
@@ -92,9 +94,9 @@ CANDIDATES: tuple[Candidate, ...] = (
 )
 
 
-def stage(name: str) -> Stage:
-    """Returns the stage of this name."""
-    return {item.name: item for item in STAGES}[checks.choice("stage", name, [item.name for item in STAGES])]
+def shares_out(arguments: Mapping[str, Any]) -> bool:
+    """Whether these arguments name a sparsity of the whole model, which is to be shared out over its layers."""
+    return isinstance(arguments.get("sparsity"), (int, float))
 
 
 def select(names: Sequence[str] | None) -> tuple[Candidate, ...]:
@@ -108,11 +110,12 @@ def select(names: Sequence[str] | None) -> tuple[Candidate, ...]:
     return tuple(item for item in CANDIDATES if item.name in wanted | {BASELINE.name})
 
 
-def lineage(name: str) -> list[Stage]:
+def lineage(name: str, stages: Sequence[Stage] = STAGES) -> list[Stage]:
     """Returns the stages that lead from the given model to a stage, in order; none for `"float32"`."""
+    known = {item.name: item for item in stages}
     path: list[Stage] = []
     while name != BASELINE.stage:
-        path.insert(0, stage(name))
+        path.insert(0, known[checks.choice("stage", name, list(known))])
         name = path[0].parent
     return path
 
@@ -154,6 +157,7 @@ def sparsity_by_layer(model: keras.Model, sparsity: float) -> dict[str, float]:
 
 def recipe(
     candidate: Candidate,
+    stages: Sequence[Stage] = STAGES,
     *,
     data: str,
     seed: int,
@@ -162,20 +166,27 @@ def recipe(
     learning_rate: float,
     batch_size: int,
     calibration_samples: int,
+    augment: Any = None,
 ) -> str:
     """Returns the Python program that makes a candidate's file from the given model; to be run in the output folder.
 
     Args:
         candidate: the candidate.
+        stages: those it is made by, among others.
         data: the expression that gives the data set.
-        seed, loss, epochs, learning_rate, batch_size, calibration_samples: the settings of the search.
+        seed, loss, epochs, learning_rate, batch_size, calibration_samples, augment: the settings of the search.
     """
-    stages = lineage(candidate.stage)
+    stages = lineage(candidate.stage, stages)
+    drawn = isinstance(augment, Augmentation)
     lines = ["import keras", f"from tfkit import {'compression, ' if stages else ''}data, export"]
-    if any("sparsity" in item.arguments for item in stages):
+    if any(shares_out(item.arguments) for item in stages):
         lines.append("from tfkit.compression.searching.candidates import sparsity_by_layer")
     if stages:
-        lines.append("from tfkit.compression.searching.finetuning import FineTuning")
+        lines.append(
+            f"from tfkit.compression.searching.finetuning import {'Augmentation, ' if drawn else ''}FineTuning"
+        )
+        if augment is not None and not drawn:
+            lines.append(f"augment = ...  # the function that was given: {describe_function(augment)}")
     lines.append("")
     calibrated = candidate.quantization == "int8"
     if stages or calibrated:
@@ -183,13 +194,15 @@ def recipe(
     lines.append('model = keras.saving.load_model("models/float32.keras")')
     for item in stages:
         arguments = ", ".join(
-            f"sparsity_by_layer(model, {value!r})" if name == "sparsity" else f"{name}={value!r}"
+            f"sparsity_by_layer(model, {value!r})"
+            if name == "sparsity" and shares_out(item.arguments)
+            else f"{name}={value!r}"
             for name, value in item.arguments.items()
         )
         lines += [
             f"fit = FineTuning(dataset, epochs={item.epochs_of(epochs)}, "
             f"learning_rate={item.learning_rate * learning_rate!r}, batch_size={batch_size}, loss={loss!r}, "
-            f"seed={seed})",
+            f"seed={seed}{'' if augment is None else f', augment={augment!r}' if drawn else ', augment=augment'})",
             f"model = compression.{item.method}({arguments}).apply(model, fit)  # {item.name}",
         ]
     path = f'"{candidate.name}.tflite"'

@@ -29,7 +29,7 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def showing_progress() -> Iterator[Callback]:
-    """Gives the `progress` for `compress`: a bar on standard error; where that is no terminal, a line for each step."""
+    """Gives the `progress` for a search: a bar on standard error; where that is no terminal, a line for each step."""
     if not sys.stderr.isatty():
         yield _lines(Console(stderr=True, highlight=False, soft_wrap=True))
         return

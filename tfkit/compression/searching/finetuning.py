@@ -1,18 +1,62 @@
-"""How `tfkit compress` trains: one recipe, Adam with a cosine decay, for every candidate."""
+"""How `tfkit compress` and `tfkit search` train: one recipe, Adam with a cosine decay, for every candidate."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfkit.data import Dataset
 from tfkit.internal import checks, surgery
 
 #: Sums of probabilities within this of 1 are taken for a softmax.
 SUM_TOLERANCE = 1e-3
+
+
+#: `augment(x, seed)`: a batch (examples, ...) and an int32 tensor of shape (2,) for `tf.random.stateless_*`.
+Augment = Callable[[Any, Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Mirrors and moves images while training; the same seed draws the same.
+
+    Attributes:
+        flip: mirror every other image, left to right.
+        shift: move each image by up to this many pixels in each direction; what comes into view is zero.
+    """
+
+    flip: bool = False
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        checks.integer("shift", self.shift, 0)
+
+    def __call__(self, x: Any, seed: Any) -> Any:
+        """Returns a batch of images (examples, height, width, channels), changed; `seed` is int32 of shape (2,)."""
+        if self.flip:
+            mirrored = tf.random.stateless_uniform((tf.shape(x)[0], 1, 1, 1), seed) < 0.5
+            x = tf.where(mirrored, tf.reverse(x, [2]), x)
+        if self.shift:
+            height, width = x.shape[1], x.shape[2]
+            padded = tf.pad(x, [[0, 0], [self.shift] * 2, [self.shift] * 2, [0, 0]])
+            start = tf.random.stateless_uniform(
+                (2, tf.shape(x)[0], 1), seed + 1, maxval=2 * self.shift + 1, dtype=tf.int32
+            )
+            rows = tf.gather(padded, start[0] + tf.range(height)[None], batch_dims=1, axis=1)
+            x = tf.gather(rows, start[1] + tf.range(width)[None], batch_dims=1, axis=2)
+        return x
+
+
+def describe_function(augment: Augment | None) -> str | None:
+    """Returns what stands for an augmentation in a file: its code if it is ours, its name if it is the user's."""
+    if augment is None or isinstance(augment, Augmentation):
+        return None if augment is None else repr(augment)
+    return f"{getattr(augment, '__module__', '')}.{getattr(augment, '__qualname__', type(augment).__name__)}"
 
 
 class DivergenceError(RuntimeError):
@@ -28,7 +72,8 @@ class FineTuning:
         learning_rate: of Adam at the first step; it falls to zero along a cosine.
         batch_size: examples a step.
         loss: `"logits"`, `"softmax"` or `"sigmoid"`: what the model gives; see `output_kind`.
-        seed: of the order of the examples and of dropout.
+        seed: of the order of the examples, of dropout and of the augmentation.
+        augment: changes each batch, `augment(x, seed)`; `Augmentation`, or a function of TensorFlow operations.
         on_epoch: called with the number of epochs done after each.
     """
 
@@ -41,6 +86,7 @@ class FineTuning:
         batch_size: int = 64,
         loss: str = "logits",
         seed: int = 0,
+        augment: Augment | None = None,
         on_epoch: Callable[[int], None] | None = None,
     ) -> None:
         self.data = data
@@ -49,6 +95,7 @@ class FineTuning:
         self.batch_size = checks.integer("batch_size", batch_size, 1)
         self.loss = checks.choice("loss", loss, ("logits", "softmax", "sigmoid"))
         self.seed = checks.integer("seed", seed, 0)
+        self.augment = augment
         self.on_epoch = on_epoch
 
     def __call__(self, model: keras.Model, callbacks: Sequence[keras.callbacks.Callback] = ()) -> None:
@@ -64,14 +111,23 @@ class FineTuning:
         if self.loss == "sigmoid":
             loss = keras.losses.BinaryCrossentropy()
         model.compile(keras.optimizers.Adam(schedule), loss)
-        model.fit(
-            self.data.x_train,
-            self.data.y_train,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            callbacks=[*callbacks, _Watch(self.on_epoch)],
-            verbose=0,
-        )
+        examples: dict[str, Any] = {
+            "x": self.data.x_train, "y": self.data.y_train, "batch_size": self.batch_size
+        }  # fmt: skip
+        if self.augment is not None:
+            steps_per_epoch = steps // self.epochs
+            examples = {"x": self._augmented(self.augment), "steps_per_epoch": steps_per_epoch, "shuffle": False}
+        model.fit(**examples, epochs=self.epochs, callbacks=[*callbacks, _Watch(self.on_epoch)], verbose=0)
+
+    def _augmented(self, augment: Augment) -> tf.data.Dataset:
+        def change(step: Any, example: Any) -> Any:
+            # Every step of the training has numbers of its own; two of them, as `Augmentation` uses the next as well.
+            seed = tf.stack([tf.constant(self.seed, tf.int32), 2 * tf.cast(step, tf.int32)])
+            return augment(example[0], seed), example[1]
+
+        examples = tf.data.Dataset.from_tensor_slices((self.data.x_train, self.data.y_train))
+        batches = examples.shuffle(len(self.data.x_train), seed=self.seed).batch(self.batch_size).repeat(self.epochs)
+        return batches.enumerate().map(change).prefetch(2)
 
 
 class _Watch(keras.callbacks.Callback):

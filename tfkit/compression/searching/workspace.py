@@ -99,6 +99,18 @@ class Workspace:
         """Marks a candidate as finished."""
         write_json(self.folder / STATE / f"{name}.json", record)
 
+    def note(self, name: str) -> Any:
+        """Returns what was noted of a run; None if nothing was."""
+        return read_json(self.folder / STATE / f"_{name}.json")
+
+    def save_note(self, name: str, value: Any) -> None:
+        """Notes something that a run which goes on must find as it was."""
+        write_json(self.folder / STATE / f"_{name}.json", value)
+
+    def has_model(self, name: str) -> bool:
+        """Whether the model of a stage is there."""
+        return (self.folder / MODELS / f"{name}.keras").is_file()
+
     def load_model(self, name: str) -> keras.Model | None:
         """Returns the model of a finished stage; None if there is none that can be read."""
         path = self.folder / MODELS / f"{name}.keras"
