@@ -24,8 +24,24 @@ def page(folder: Path) -> str:
 
 
 def generic(result: Result) -> list[str]:
-    """A section for a file without a renderer of its own: its figures."""
-    return [figures(result)]
+    """A section for a file without a renderer of its own: title, a few sentences, figures and table."""
+    parts = [f"## {result['title']}", result["about"], figures(result)]
+    if result.get("plot"):
+        parts.append(f"![{result['title']}]({result['plot']})")
+    return [*parts, table(result["table"])]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns the Markdown table of flat rows; the columns are the keys, in the order of their first appearance."""
+    head = list(dict.fromkeys(key for row in rows for key in row))
+    return markdown(head, [[cell(row.get(key)) for key in head] for row in rows])
+
+
+def cell(value: Any) -> str:
+    """Whole numbers in full, others to four significant digits; a missing one is empty."""
+    if value is None or isinstance(value, (str, bool)):
+        return {None: "", True: "yes", False: "no"}.get(value, str(value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def figures(result: Result) -> str:
