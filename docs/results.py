@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Result = dict[str, Any]
 
@@ -19,16 +19,102 @@ def page(folder: Path) -> str:
     ]
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        parts += [*RENDERERS.get(path.stem, generic)(result), provenance(result, path.name)]
+        render = RENDERERS.get(path.stem)
+        parts += [*(render(result) if render else generic(result, path.stem)), provenance(result, path.name)]
     return "\n\n".join(parts) + "\n"
 
 
-def generic(result: Result) -> list[str]:
-    """A section for a file without a renderer of its own: title, a few sentences, figures and table."""
-    parts = [f"## {result['title']}", result["about"], figures(result)]
+class About(NamedTuple):
+    """What a section says before its numbers."""
+
+    title: str
+    text: str
+
+
+MNIST = "MNIST, 10,000 training digits and the official test set"
+#: Sections without a renderer of their own, by the name of the result file.
+SECTIONS: dict[str, About] = {
+    "adaptive_quantization": About(
+        "Adaptive quantization",
+        f"Khoram, Li, ICLR 2018: a precision for each parameter. LeNet-5, {MNIST}. The ratio is that of 32-bit weights "
+        "to the bytes of the packed file; `storage` counts bits and the map of widths, as the paper does.",
+    ),
+    "int4_kernels": About(
+        "Which layers run with int4 and int2 weights",
+        "Each layer in a file of its own, beside the same layer in int8, interleaved, on one thread. XNNPACK runs int4 "
+        "weights of fully connected layers, and those only; other layers fall back to slower kernels, where four bits "
+        "make a file smaller, not faster.",
+    ),
+    "low_rank": About("Low rank and distillation", f"LeNet-5, {MNIST}."),
+    "compare_pruning": About("Ways to choose the zeros", f"LeNet-300-100, {MNIST}; error of the file."),
+    "post_training": About("Post-training quantization", "Calibrations, equalization and bias correction compared."),
+    "proxquant": About(
+        "ProxQuant beside BinaryConnect",
+        "Bai, Wang, Liberty, <https://arxiv.org/abs/1810.00861>: binary weights, first and last layer in float. "
+        "ResNet-8, 5,000 training and 1,000 test images of CIFAR-10, both from the same float network.",
+    ),
+    "pruning": About(
+        "Pruning that is faster",
+        "Structured pruning to half the multiply-adds, and 1x4 blocks in fully connected layers, beside the float "
+        "files, interleaved, on one thread.",
+    ),
+    "qnn": About(
+        "Quantized neural networks",
+        "Hubara et al., <https://arxiv.org/abs/1609.07061>: weights and activations of 1, 2 and 4 bits. LeNet-5 with "
+        f"batch normalization, {MNIST}; accuracy of the int8 files that hold these integers.",
+    ),
+    "relaxed_quantization": About(
+        "Relaxed quantization",
+        "Louizos et al., <https://arxiv.org/abs/1810.01875>, LeNet-5-Caffe at 8, 4 and 2 bits for weights and "
+        f"activations; {MNIST}, where the paper has 60,000 digits. Error of the int8 files.",
+    ),
+    "search": About(
+        "The search",
+        f"LeNet-5 ({MNIST}) and ResNet-8 (5,000 and 1,000 images of CIFAR-10): the files of the Pareto front beside "
+        "every single method with the same training, measured together. Files were chosen on validation examples.",
+    ),
+}
+#: Kept in the files for those who ask, and too long for a page.
+LEFT_OUT = {"runs", "choice", "plan", "paper", "rungs", "sensitivity", "warnings", "rows"}
+
+
+def generic(result: Result, name: str = "") -> list[str]:
+    """A section for a file without a renderer of its own: a title, a few sentences, figures and tables."""
+    about = SECTIONS[name] if name in SECTIONS else About(result["title"], result["about"])
+    parts = [f"## {about.title}", about.text, figures(result)]
+    if result.get("seeds"):
+        parts[1] += f" Seeds: {', '.join(map(str, result['seeds']))}."
     if result.get("plot"):
-        parts.append(f"![{result['title']}]({result['plot']})")
-    return [*parts, table(result["table"])]
+        parts.append(f"![{about.title}]({result['plot']})")
+    if "table" in result:
+        return [*parts, table(result["table"])]
+    for caption, rows in tables(result.get("results", {})):
+        parts += [f"**{caption}**" if caption else "", table(rows)]
+    return [part for part in parts if part]
+
+
+def tables(found: Any, caption: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yields what is tabular in a nested result: lists of flat records, and records under a common key."""
+    if isinstance(found, list):
+        rows = [flat(item) for item in found if isinstance(item, dict)]
+        if rows:
+            yield caption, rows
+        return
+    if not isinstance(found, dict):
+        return
+    named = {key: value for key, value in found.items() if isinstance(value, dict) and key not in LEFT_OUT}
+    rows = [{"": key.replace("_", " "), **flat(value)} for key, value in named.items() if flat(value)]
+    if rows:
+        yield caption, rows
+    for key, value in found.items():
+        if key not in LEFT_OUT and isinstance(value, (dict, list)):
+            yield from tables(value, f"{caption}, {key}".strip(", ").replace("_", " "))
+
+
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """The plain entries of a record."""
+    plain = {key: value for key, value in record.items() if not isinstance(value, (dict, list))}
+    return {key.replace("_", " "): value for key, value in plain.items() if key not in LEFT_OUT}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
