@@ -97,6 +97,7 @@ def convert(
             )
         samples = collect_samples(calibration, traced.inputs, calibration_samples, seed)
     content = _run_converter(traced, quantization, io, samples, batch_size, sparse)
+    content = in_order(content, list(traced.inputs), traced.outputs)
     try:
         runner = Runner(content)
     except RunnerError as error:
@@ -244,6 +245,38 @@ def _run_converter(
             log.seek(0)
             text = f"{error}\n{log.read().decode('utf-8', 'replace')}"
             raise ConversionError(explain(text, quantization)) from error
+
+
+def in_order(content: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """Puts the inputs and outputs of a file in the model's order; the converter leaves them in an order of its own.
+
+    Args:
+        content: a file with one signature, whose names these are.
+        inputs, outputs: the names in the order that is wanted.
+
+    Returns:
+        The file, of the same length.
+    """
+    from ai_edge_litert.schema_py_generated import Model
+
+    patched = bytearray(content)
+    model = Model.GetRootAs(content, 0)
+    if model.SignatureDefsLength() != 1:
+        return content
+    signature, graph = model.SignatureDefs(0), model.Subgraphs(0)
+    for names, count, item, slot in (
+        (inputs, signature.InputsLength(), signature.Inputs, 1),
+        (outputs, signature.OutputsLength(), signature.Outputs, 2),
+    ):
+        tensors = {item(i).Name().decode(): item(i).TensorIndex() for i in range(count)}
+        wanted = [tensors[name] for name in names if name in tensors]
+        table = graph._tab
+        field = table.Offset(4 + 2 * slot)  # `inputs` and `outputs` are the subgraph's second and third field.
+        # A tensor listed twice, or a name the converter has changed, leaves the order as it is.
+        if field and sorted(wanted) == sorted(graph.InputsAsNumpy() if slot == 1 else graph.OutputsAsNumpy()):
+            start = table.Vector(field)
+            patched[start : start + 4 * len(wanted)] = np.asarray(wanted, "<i4").tobytes()
+    return bytes(patched)
 
 
 def _batches(samples: dict[str, np.ndarray], batch_size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -27,12 +27,12 @@ def test_idx_known_answer(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"\x00\x00\x0d\x01" + b"\0" * 8), "not an IDX"),
-        (gzip.compress(b"\x00\x00\x08\x03\x00\x00"), "cut short"),
-        (gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x05abc"), "follow"),
-        (gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x02abc"), "follow"),
-        (gzip.compress(b"\x00\x00\x08\x03" + b"\xff" * 12), "more than"),
-        (gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x03abc")[:-9], "not a readable gzip"),
+        (gzip.compress(mtime=0, data=b"\x00\x00\x0d\x01" + b"\0" * 8), "not an IDX"),
+        (gzip.compress(mtime=0, data=b"\x00\x00\x08\x03\x00\x00"), "cut short"),
+        (gzip.compress(mtime=0, data=b"\x00\x00\x08\x01\x00\x00\x00\x05abc"), "follow"),
+        (gzip.compress(mtime=0, data=b"\x00\x00\x08\x01\x00\x00\x00\x02abc"), "follow"),
+        (gzip.compress(mtime=0, data=b"\x00\x00\x08\x03" + b"\xff" * 12), "more than"),
+        (gzip.compress(mtime=0, data=b"\x00\x00\x08\x01\x00\x00\x00\x03abc")[:-9], "not a readable gzip"),
         (b"plain text", "not a readable gzip"),
     ],
 )

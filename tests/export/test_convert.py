@@ -436,3 +436,17 @@ def test_mixed_precision_models_are_written_in_float32(tmp_path):
     x = np.random.default_rng(0).normal(size=(4, 6, 6, 2)).astype("float32")
     path = convert(model, tmp_path / "m.tflite")
     np.testing.assert_allclose(Runner(path)(x), np.asarray(model(x), "float32"), atol=0.02)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a"), ("z", "a", "m")])
+def test_inputs_and_outputs_keep_the_models_order(names, tmp_path):
+    inputs = [keras.Input((size + 2,), name=name) for size, name in enumerate(names)]
+    joined = keras.layers.Concatenate()(inputs)
+    outputs = [keras.layers.Dense(size + 1, name=f"out_{name}")(joined) for size, name in enumerate(reversed(names))]
+    model = keras.Model(inputs, outputs)
+    path = convert(model, tmp_path / "model.tflite")
+    runner = Runner(path)
+    assert tuple(runner.inputs) == names
+    assert [int(detail["shape"][-1]) for detail in runner.outputs.values()] == list(range(1, len(names) + 1))
+    x = [np.random.default_rng(0).normal(size=(4, size + 2)).astype("float32") for size in range(len(names))]
+    verify(model, path, x).raise_if_different(atol=1e-5)
