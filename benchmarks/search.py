@@ -4,9 +4,10 @@
     python benchmarks/search.py --quick    # few epochs, embedded digits: does it run?
 
 A float network is trained on the training part; `tfkit.compression.search` then looks for small files, and every single
-method is run alone with as many epochs as the best chain had in all. Files are chosen by their accuracy on validation
-examples, which are training examples set aside; the test examples decide nothing. At the end the float file, the files
-of the search's Pareto front and those of the single methods are unpacked, and measured together.
+method is run alone with as many epochs as the best file's chain had in all, or as a single step has in the last round
+if those are more. Files are chosen by their accuracy on
+validation examples, which are training examples set aside; the test examples decide nothing. At the end the float file,
+every file that the search made and those of the single methods are unpacked, and measured together.
 
 The ratio is that of the float32 `.tflite` file, or of its weights alone where those are fewer bytes, to the packed
 file. An interrupted run goes on from the finished files in `--work`.
@@ -22,7 +23,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from benchmarks import common
 from tfkit import data, export, models
 from tfkit.compression.search import Augmentation, SearchResult, Settings, Step, Trial, search
 from tfkit.compression.searching.finetuning import FineTuning
+from tfkit.compression.searching.workspace import STATE, read_json
 
 SEED = 0
 
@@ -104,6 +106,7 @@ def found(network: str, plan: Plan, dataset: data.Dataset, path: Path, work: Pat
         plan.max_drop,
         out=out,
         first=plan.first,
+        reduction=2.0,
         formats=plan.formats,
         settings=plan.settings,
         seed=SEED,
@@ -133,22 +136,29 @@ def alone(
     )
 
 
-def epochs_of(result: SearchResult, name: str, settings: Settings) -> int:
-    """Returns how many epochs a file's chain was trained in all, from its recipe."""
-    row = next(row for row in result.results["candidates"] if row["name"] == name)
-    return sum(int(number) for number in re.findall(r"epochs=(\d+)", row["recipe"])) or settings.epochs
+def epochs_of(row: Mapping[str, Any]) -> int:
+    """Returns how many epochs a file's chain was trained in all after the float network, from its recipe."""
+    return sum(int(number) for number in re.findall(r"epochs=(\d+)", row["recipe"]))
+
+
+def made(result: SearchResult) -> list[dict[str, Any]]:
+    """Returns a row for each file that a search trained, those of early rounds too."""
+    names = [row["name"] for rung in result.results["search"]["rungs_made"] for row in rung["trials"]
+             if row["status"] != "failed"]  # fmt: skip
+    rows = [read_json(result.out / STATE / f"{name}.json") for name in names]
+    return sorted(rows, key=lambda row: row["packed_bytes"])
 
 
 def measured(
-    network: str, plan: Plan, dataset: data.Dataset, searched: SearchResult, singles: SearchResult
+    network: str, plan: Plan, dataset: data.Dataset, searched: SearchResult, singles: SearchResult | None
 ) -> dict[str, Any]:
     """Unpacks the files that the table shows, measures them together, and compares them."""
-    listed = {"float32": (searched, searched.results["candidates"][0])}
-    listed |= {f"search: {row['name']}": (searched, row) for row in searched.front if row["name"] != "float32"}
-    without = ("float16", "dynamic", "int8")  # Alike in both, as they are not trained.
-    listed |= {f"alone: {row['name']}": (singles, row) for row in singles.results["candidates"]
-               if row["status"] not in ("baseline", "failed")
-               and (row["name"] in without or row["name"] in {trial.name for trial in SINGLES})}  # fmt: skip
+    before = searched.results["candidates"][:4]  # float32 and the formats that take no training
+    listed = {"float32": (searched, before[0])}
+    listed |= {f"search: {row['name']}": (searched, row) for row in made(searched)}
+    listed |= {f"alone: {row['name']}": (searched, row) for row in before[1:] if row["status"] != "failed"}
+    if singles is not None:
+        listed |= {f"alone: {row['name']}": (singles, row) for row in made(singles)}
     with tempfile.TemporaryDirectory() as folder:
         files, packed = [], []
         for position, (result, row) in enumerate(listed.values()):
@@ -163,6 +173,7 @@ def measured(
     model = keras.saving.load_model(searched.out / "models" / "float32.keras", compile=False)
     weight_bytes = 4 * int(model.count_params())
     base = latencies[0].measurement
+    floor = before[0]["validation_accuracy"] - plan.max_drop - 1e-9
     float_bytes = min(weight_bytes, base.size_bytes)
     rows = {}
     for (name, (_, row)), latency in zip(listed.items(), latencies, strict=True):
@@ -179,7 +190,8 @@ def measured(
             "p50_ms": one.p50_ms,
             "latency_over_float": latency.ratio,
             "latency_range": [latency.low, latency.high],
-            "within_budget": row["status"] in ("accepted", "baseline"),
+            "within_budget": row["validation_accuracy"] >= floor,
+            "epochs": epochs_of(row),
         }
     front = {name: row for name, row in rows.items() if name.startswith("search: ")}
     for name, row in rows.items():
@@ -194,13 +206,11 @@ def measured(
         "float_weight_bytes": weight_bytes,
         "float_tflite_bytes": base.size_bytes,
         "chosen": f"search: {searched.best['name']}",
-        "epochs_of_chosen": epochs_of(searched, searched.best["name"], plan.settings),
-        "epochs_of_singles": singles.results["settings"]["epochs"],
         "max_drop_points_on_validation": 100 * plan.max_drop,
         "files": rows,
         "rungs": searched.results["search"]["rungs_made"],
         "sensitivity": searched.results["search"]["sensitivity"],
-        "warnings": searched.results["warnings"] + singles.results["warnings"],
+        "warnings": searched.results["warnings"] + ([] if singles is None else singles.results["warnings"]),
     }
 
 
@@ -218,19 +228,20 @@ def figures_of(network: str, result: dict[str, Any]) -> dict[str, float]:
 
 def show(network: str, result: dict[str, Any]) -> None:
     """Prints the table of one network."""
-    say(f"\n{network}: {'file':<44}{'packed':>9}{'ratio':>7}{'valid.':>8}{'test':>8}{'/ f32':>7}")
+    say(f"\n{network}: {'file':<44}{'packed':>9}{'ratio':>7}{'valid.':>8}{'test':>8}{'/ f32':>7}{'epochs':>7}")
     for name, row in result["files"].items():
         beaten = "" if row.get("dominated_on_test_by", [1]) else "  not dominated on test"
         beaten += "" if row.get("dominated_on_validation_by", [1]) else "  not dominated on validation"
         say(f"  {'*' if name == result['chosen'] else ' '} {name:<46}{row['packed_bytes']:>9,}{row['ratio']:>7.1f}"
             f"{100 * row['validation_accuracy']:>8.2f}{100 * row['test_accuracy']:>8.2f}"
-            f"{row['latency_over_float']:>7.2f}{beaten}")  # fmt: skip
+            f"{row['latency_over_float']:>7.2f}{row['epochs']:>7}{beaten}")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--singles", nargs="*", default=[], help="names of single methods; all by default")
+    parser.add_argument("--without-singles", action="store_true", help="the search alone")
     parser.add_argument("--quick", action="store_true", help="few epochs, few examples")
     parser.add_argument("--work", type=Path, help="folder of the unfinished run; by default a temporary one")
     parser.add_argument("--until", choices=["baseline", "search", "singles"], help="stop after this part")
@@ -252,13 +263,15 @@ def main() -> None:
         searched = found(network, plan, dataset, path, work)
         if arguments.until == "search":
             continue
-        epochs = epochs_of(searched, searched.best["name"], plan.settings)
-        singles = alone(network, plan, dataset, path, work, epochs, arguments.singles)
+        singles = None
+        if not arguments.without_singles:
+            epochs = max(epochs_of(searched.best), plan.settings.epochs)
+            singles = alone(network, plan, dataset, path, work, epochs, arguments.singles)
         if arguments.until == "singles":
             continue
         results[network] = measured(network, plan, dataset, searched, singles)
         results[network]["search_seconds"] = searched.results["search"]["seconds_in_all"]
-        results[network]["singles_seconds"] = singles.results["search"]["seconds_in_all"]
+        results[network]["singles_seconds"] = 0.0 if singles is None else singles.results["search"]["seconds_in_all"]
         results[network]["plan"] = {
             "train_epochs": plan.train_epochs, "first": plan.first, "formats": plan.formats,
             "settings": plan.settings.to_dict(),

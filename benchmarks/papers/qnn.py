@@ -9,8 +9,11 @@ with is trained on for as many epochs. All see the same digits, shifted by up to
 the files, of float32 and of int8, over the official test set. First and last layers have weights of 7 and 8 bits, the
 others those of the row.
 
-The learning rate of each row is chosen among two on held-out training digits, with a seed of its own; the test set
-takes no part in that. What was trained is kept in `build/`, so that an interrupted run goes on where it was.
+    python benchmarks/papers/qnn.py --choose   # what the learning rates were chosen by; prints a table, and no more
+
+The learning rates are those of three that gave the best accuracy on held-out training digits, with a seed of its own;
+the test set took no part in that. What was trained is kept in `build/`, so that an interrupted run goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ CHOICE_SEED = 100
 HELD_OUT = 0.2
 FLOAT_RATE = 1e-3
 #: Of the quantized networks, and of the float one that is trained on beside them.
-CANDIDATES = (5e-4, 2e-3)
+CANDIDATES = (5e-4, 2e-3, 5e-3)
+RATES = {"float": 2e-3, "w1a1": 5e-3, "w2a2": 2e-3, "w4a4": 2e-3}
 #: Weight bits, activation bits, and the accuracy known elsewhere, trained on 60,000 digits.
 ROWS = {"w1a1": (1, 1, 98.9), "w2a2": (2, 2, 99.45), "w4a4": (4, 4, 99.55)}
 TARGETS = {"w1a1": 1.0, "w2a2": 0.3, "w4a4": 0.1}
@@ -162,7 +166,6 @@ class Runs:
             model = self.tuned(name, rate, CHOICE_SEED, self.plan.choice_epochs)
             common.write_json(path, {"accuracy": accuracy_percent(model, *self.digits(CHOICE_SEED)[2:])})
         accuracy: float = json.loads(path.read_text())["accuracy"]
-        say(f"{name}, rate {rate:g}: {accuracy:.2f} % of held-out digits")
         return accuracy
 
     def row(self, name: str, rate: float, seed: int) -> dict[str, Any]:
@@ -198,10 +201,10 @@ class Runs:
         return row
 
 
-def choose(runs: Runs, name: str) -> dict[str, Any]:
-    """Picks the learning rate with the best accuracy on held-out digits."""
-    accuracies = [runs.held_out(name, rate) for rate in CANDIDATES]
-    return {"rates": CANDIDATES, "held_out_accuracy_percent": accuracies, "picked": int(np.argmax(accuracies))}
+def choose(runs: Runs, name: str) -> None:
+    """Prints the accuracy on held-out digits with each learning rate."""
+    for rate in CANDIDATES:
+        say(f"{name}, rate {rate:g}: {runs.held_out(name, rate):.2f} % of held-out digits")
 
 
 def say(text: str) -> None:
@@ -212,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--dataset", default="mnist", help="mnist (needs $TFKIT_DATA or a download) or mnist5k")
+    parser.add_argument("--choose", action="store_true", help="compare learning rates on held-out digits, and stop")
     parser.add_argument("--quick", action="store_true", help="one seed, few epochs, embedded digits")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "qnn.json")
     arguments = parser.parse_args()
@@ -223,11 +227,13 @@ def main() -> None:
     dataset = data.load(arguments.dataset, validation=0)
     runs = Runs(dataset, plan, CACHE)
     names = ("float", *ROWS)
-    choices = {name: choose(runs, name) for name in names}
-    results: dict[str, Any] = {name: {"choice": choices[name], "runs": []} for name in names}
-    for seed in arguments.seeds:
+    if arguments.choose:
         for name in names:
-            results[name]["runs"].append(runs.row(name, CANDIDATES[choices[name]["picked"]], seed))
+            choose(runs, name)
+        return
+    results: dict[str, Any] = {
+        name: {"runs": [runs.row(name, RATES[name], seed) for seed in arguments.seeds]} for name in names
+    }
     for result in results.values():
         for key in ("accuracy_percent", "packed_bytes", "tflite_bytes"):
             result[f"mean_{key}"] = float(np.mean([run[key] for run in result["runs"]]))
@@ -247,6 +253,7 @@ def main() -> None:
         data={"name": dataset.name, "train": len(runs.x), "test": len(dataset.x_test)},
         seeds=arguments.seeds,
         plan=plan._asdict(),
+        learning_rates=RATES,
         targets=TARGETS,
         results=results,
         versions=common.versions("tensorflow", "keras", "numpy", "ai-edge-litert"),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests import zoo
-from tfkit.compression import AdaptiveQuantization, MagnitudePruning, WeightClustering
+from tfkit.compression import AdaptiveQuantization, MagnitudePruning, NoEffectWarning, WeightClustering
 from tfkit.compression.adaptive_quantization import (
     AdaptiveCallback,
     AdaptivePrecision,
@@ -183,26 +183,35 @@ def test_weights_without_bits_rest_and_come_back():
     np.testing.assert_array_equal(prepared.layers[-1].effective_weights()["kernel"], kernel(prepared))
 
 
-def test_trust_region_grows_within_the_bound_and_shrinks_beyond_it():
-    method = AdaptiveQuantization(0.5, radius=0.1, growth=2.0, end=4)
+@pytest.mark.parametrize("bound", [None, 1.0])
+def test_trust_region_grows_within_the_bound_and_shrinks_beyond_it(bound):
+    method = AdaptiveQuantization(bound, radius=0.2, growth=4.0, end=5)
     asked = []
     method.update = lambda model, radius, gradients: asked.append((radius, gradients))
     callback = AdaptiveCallback(method)
     callback.set_model(method.prepare(dense()))
     callback.set_params({"epochs": 8})
     callback.on_train_begin()
-    for epoch, loss in enumerate([1.0, 1.5, 1.6, 1.2, 1.2, 1.2]):
+    for epoch, loss in enumerate([1.0, 0.9, 1.1, 0.9, 1.0, 0.9, 0.9]):
         callback.on_epoch_end(epoch, {"loss": loss})
-    # First; kept; broken; kept, by the root of the factor; then no more rounds.
-    assert [radius for radius, _ in asked] == pytest.approx([0.1, 0.2, 0.1, 0.1 * 2**0.5])
+    # First; kept; broken; kept and kept, by the root of the factor; then no more rounds.
+    assert [radius for radius, _ in asked] == pytest.approx([0.2, 0.8, 0.2, 0.6, 0.8])
     assert asked[2][1] is asked[1][1] and asked[3][1] is not asked[2][1]  # Again with the gradients of the good one.
 
 
+def test_no_round_before_the_bound_holds():
+    method = AdaptiveQuantization(1e-9)
+    prepared = method.prepare(dense())
+    with pytest.warns(NoEffectWarning, match="loss_bound"):
+        fit(prepared, method.callbacks(), epochs=2)
+    assert not np.asarray(prepared.layers[-1].transforms["kernel"][0].tolerance).any()
+
+
 def test_a_fit_drops_and_shortens_weights():
-    method = AdaptiveQuantization(10.0, radius=0.05, growth=2.0)
+    method = AdaptiveQuantization(100.0, radius=0.2, growth=2.0)
     prepared = method.prepare(dense())
     history = fit(prepared, method.callbacks(), epochs=8).history
-    assert history["zeros"][-1] > 0.3 and history["radius"][3] == pytest.approx(0.05 * 2.0**3)
+    assert history["zeros"][-1] > 0.3 and history["radius"][3] == pytest.approx(1 - 0.8 / 2.0**3)
     final = method.finalize(prepared)
     counted = storage(final)
     assert counted.zeros == np.count_nonzero(kernel(final) == 0) > 9
@@ -210,7 +219,7 @@ def test_a_fit_drops_and_shortens_weights():
 
 
 def test_weights_lie_on_a_grid_that_int8_files_store(tmp_path):
-    method = AdaptiveQuantization(0.5)
+    method = AdaptiveQuantization(1e3)
     inputs = keras.Input((6, 6, 1))
     x = keras.layers.Conv2D(4, 3, name="conv")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
@@ -231,7 +240,7 @@ def test_weights_lie_on_a_grid_that_int8_files_store(tmp_path):
 
 def test_structure_that_is_there_stays():
     sparse = MagnitudePruning(0.5, schedule="constant").apply(dense())
-    method = AdaptiveQuantization(0.1)
+    method = AdaptiveQuantization(1e3)
     prepared = method.prepare(sparse)
     fit(prepared, method.callbacks(), epochs=3)
     final = kernel(method.finalize(prepared))
@@ -245,7 +254,7 @@ def test_structure_that_is_there_stays():
 
 def test_every_layer_trains_and_finalizes():
     model, inputs = zoo.nested()
-    method = AdaptiveQuantization(1.0)
+    method = AdaptiveQuantization(1e3)
     prepared = method.prepare(model)
     zoo.train(prepared, inputs, steps=3, callbacks=method.callbacks())
     counted = storage(method.finalize(prepared))
@@ -268,9 +277,9 @@ def test_transform_of_zeros():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"loss_increase": -0.1}, "loss_increase"),
+        ({"loss_bound": -0.1}, "loss_bound"),
         ({"growth": 0.5}, "growth"),
-        ({"radius": 1.5}, "radius"),
+        ({"radius": 1.0}, "radius"),
         ({"max_bits": 0}, "max_bits"),
         ({"end": 1.2}, "end"),
         ({"end": -1}, "end"),

@@ -376,6 +376,16 @@ def test_the_latency_objective_does_not_split_hairs():
     assert judge(items, max_drop=0.01, objective="size").best == "slower and smallest"
 
 
+def test_the_size_objective_does_not_split_hairs():
+    items = [
+        measured("float32", 0.970, 10_000),
+        measured("smallest", 0.961, 1_000),
+        measured("a few bytes more", 0.968, 1_009),
+        measured("a tenth more", 0.970, 1_100),
+    ]
+    assert judge(items, max_drop=0.01, objective="size").best == "a few bytes more"
+
+
 def test_pareto_against_brute_force():
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -518,7 +528,7 @@ def test_the_front_is_what_no_file_beats(searched):
         ]
         assert beaten, row["name"]
     sizes = [row["packed_bytes"] for row in front]
-    assert sizes == sorted(sizes) and front[0]["name"] == result.best["name"]
+    assert sizes == sorted(sizes) and result.best["name"] in [row["name"] for row in front]
     page = (result.out / "report.html").read_text(encoding="utf-8")
     assert "How they were found" in page and "prune60_cluster_r0" in page
 
@@ -632,7 +642,7 @@ def test_sensitivity_is_the_loss_with_one_layer_changed():
     for position, row in enumerate(measured.layers):
         kernel = kernels[position]
         smallest = np.sort(np.abs(kernel).ravel())[round(0.8 * kernel.size)]
-        step = np.abs(kernel).max() / 3
+        step = np.abs(kernel).max(axis=0) / 3
         u, s, v = np.linalg.svd(kernel, full_matrices=False)
         half = round(len(s) / 2 + 1e-9)
         for changed, risen in (
@@ -680,8 +690,12 @@ def test_predictions_count_zeros_and_bits():
     assert pruned.loss == pytest.approx(sum(np.sum(np.sort(k**2)[: k.size // 2]) for k in kernels), rel=1e-5)
     narrow = predict(Trial((Step("q", "QuantizationAware", {"bits": 4}),), "int8-qat"))
     assert narrow.packed_bytes == pytest.approx(weights * 3 / 8 + rest + 2000) and narrow.latency_ratio < 1
-    steps = np.concatenate([k - np.round(k / (np.abs(k).max() / 7)) * (np.abs(k).max() / 7) for k in kernels])
-    assert narrow.loss == pytest.approx(np.sum(steps**2), rel=1e-4)
+    apart = 0.0
+    for name in ("first", "second"):
+        kernel = model.get_layer(name).kernel.numpy()
+        step = np.abs(kernel).max(axis=0) / 7
+        apart += np.sum((kernel - np.round(kernel / step) * step) ** 2)
+    assert narrow.loss == pytest.approx(apart, rel=1e-4)
 
 
 def test_the_space_of_chains_holds_together():

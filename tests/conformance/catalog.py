@@ -48,7 +48,7 @@ COMPRESSORS: dict[str, Row] = {
     "tfkit.compression.StructuredPruning": Row(lambda: compression.StructuredPruning(0.5)),
     "tfkit.compression.ProxQuant": Row(lambda: compression.ProxQuant(2, regularizer="l2")),
     "tfkit.compression.BinaryConnect": Row(compression.BinaryConnect),
-    "tfkit.compression.AdaptiveQuantization": Row(lambda: compression.AdaptiveQuantization(0.5, end=1.0)),
+    "tfkit.compression.AdaptiveQuantization": Row(lambda: compression.AdaptiveQuantization(10.0, end=1.0)),
     "tfkit.compression.PostTrainingQuantization": Row(
         lambda: compression.PostTrainingQuantization(example((20, 8, 8, 1)), calibration="mse", weight_scale="mse"),
         exports="int8-qat",

@@ -14,6 +14,7 @@ dropping every parameter would cost. Reconstructed from the abstract and from su
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkit.compression.base import Compressor
+from tfkit.compression.base import Compressor, NoEffectWarning
 from tfkit.compression.fake_quantize import QuantizedGrid
 from tfkit.compression.quantization_aware import WEIGHTED
 from tfkit.compression.reparameterized import Reparameterized, WeightTransform
@@ -30,8 +31,6 @@ from tfkit.internal import checks, surgery
 FLOAT_BITS = 32
 #: Fractional bits beyond which a value is not on a grid but a float.
 MOST_BITS = 16
-#: A network that loses every weight gets no gradient to come back by.
-LARGEST_RADIUS = 0.95
 #: An entry of the table that the entropy-coded map of widths is read with.
 TABLE_ENTRY_BITS = 32
 
@@ -235,15 +234,16 @@ class AdaptivePrecision(WeightTransform):
 class AdaptiveQuantization(Compressor):
     """Gives each weight its own precision: many get none, most of the others one or two bits.
 
-    Train the prepared model with `callbacks()`. The first epoch gathers gradients; at the end of it, and of each epoch
-    up to `end`, the tolerances are solved anew; the epochs after that train with the tolerances fixed.
+    Train the prepared model with `callbacks()`. After the first epoch whose training loss keeps the bound, and after
+    each epoch from there up to `end`, the tolerances are solved anew; the epochs after that train with the last ones.
 
     Args:
-        loss_increase: how much the training loss may rise over that of the first epoch.
-        radius: of the trust region in the first round, in (0, 1]: the predicted increase of the loss, as a share of
+        loss_bound: the largest training loss allowed; None: that of the first epoch, which nothing is quantized in.
+        radius: of the trust region in the first round, in [0, 1): the predicted increase of the loss, as a share of
             what dropping every weight would cost.
-        growth: factor on the radius after an epoch that kept the bound. After one that broke it the radius goes back,
-            the tolerances are solved again with the gradients of the last good round, and the factor becomes its root.
+        growth: after an epoch that kept the bound, 1 - radius is divided by it. After one that broke it, the radius
+            goes back, the tolerances are solved again with the gradients of the last good epoch, and the factor
+            becomes its root.
         max_bits: most fractional bits of a weight; with 6 or fewer its integers fit in int8.
         end: last round; an int is an epoch counted from 0, a float in [0, 1] a fraction of the `fit` call.
         include, exclude, preserve: see `Compressor`.
@@ -251,10 +251,10 @@ class AdaptiveQuantization(Compressor):
 
     def __init__(
         self,
-        loss_increase: float = 0.02,
+        loss_bound: float | None = None,
         *,
-        radius: float = 0.2,
-        growth: float = 1.6,
+        radius: float = 0.6,
+        growth: float = 1.25,
         max_bits: int = 6,
         end: float = 0.7,
         include: Sequence[str] = ("*",),
@@ -262,8 +262,8 @@ class AdaptiveQuantization(Compressor):
         preserve: bool = True,
     ) -> None:
         super().__init__(include=include, exclude=exclude, preserve=preserve)
-        self.loss_increase = checks.number("loss_increase", loss_increase, 0)
-        self.radius = checks.number("radius", radius, 0, 1)
+        self.loss_bound = None if loss_bound is None else checks.number("loss_bound", loss_bound, 0)
+        self.radius = checks.number("radius", radius, 0, 1, open_high=True)
         self.growth = checks.number("growth", growth, 1)
         self.max_bits = checks.integer("max_bits", max_bits, 1, 12)
         self.end = checks.number("end", end, 0, 1) if isinstance(end, float) else checks.integer("end", end, 0)
@@ -332,22 +332,38 @@ class AdaptiveCallback(keras.callbacks.Callback):
             )
         end = self.compressor.end
         self._end = round(end * self.params["epochs"]) if isinstance(end, float) else end
-        self._bound: float | None = None
+        self._bound = self.compressor.loss_bound
         self._radius, self._growth = self.compressor.radius, self.compressor.growth
-        self._gradients: list[np.ndarray] = []
+        self._gradients: list[np.ndarray] | None = None  # Of the last epoch that kept the bound.
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         loss = float((logs or {})["loss"])
         gradients = [transform.take_gradient() for transform, _ in precisions(self.model)]
-        if self._bound is None:
-            self._bound, self._gradients = loss + self.compressor.loss_increase, gradients
-        elif epoch <= self._end and loss <= self._bound:
-            self._radius, self._gradients = min(self._radius * self._growth, LARGEST_RADIUS), gradients
-        elif epoch <= self._end:
-            self._radius, self._growth = self._radius / self._growth, self._growth**0.5
-        if epoch < self._end:
+        self._bound = loss if self._bound is None else self._bound
+        if epoch <= self._end:
+            self._judge(loss <= self._bound, gradients)
+        if epoch < self._end and self._gradients is not None:
             self.compressor.update(self.model, self._radius, self._gradients)
         if logs is not None:
             values = [keras.ops.convert_to_numpy(t.transform(value)) for t, value in precisions(self.model)]
             logs["zeros"] = 1 - sum(np.count_nonzero(v) for v in values) / sum(v.size for v in values)
             logs["radius"] = self._radius
+
+    def _judge(self, kept: bool, gradients: list[np.ndarray]) -> None:
+        """Moves the trust region by what the last round did to the loss."""
+        if kept:
+            if self._gradients is not None:
+                self._radius = 1 - (1 - self._radius) / self._growth
+            self._gradients = gradients
+        elif self._gradients is not None:
+            self._radius = max(1 - (1 - self._radius) * self._growth, 0.0)
+            self._growth **= 0.5
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._gradients is None:
+            warnings.warn(
+                f"AdaptiveQuantization changed nothing: no epoch up to {self._end} had a training loss of at most "
+                f"{self._bound}. Train longer, or raise `loss_bound`.",
+                NoEffectWarning,
+                stacklevel=2,
+            )

@@ -47,7 +47,7 @@ class ProxStep(keras.constraints.Constraint):
     Args:
         quantity: the weight.
         regularizer: "l1" or "l2".
-        strength: lambda, a variable.
+        strength: lambda.
         optimizer: whose learning rate and step count are read.
         start: the step count at which t is 0.
         then: a constraint that the variable had before; applied first.
@@ -132,6 +132,7 @@ def planned_pull(optimizer: Any, start: int, horizon: int) -> float:
     schedule = optimizer._learning_rate
     if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
         return float(optimizer.learning_rate) * horizon * (horizon + 1) / 2
-    moments = np.linspace(1, horizon, min(horizon, 200))
-    rates = np.array([float(schedule(start + moment - 1)) for moment in moments])
+    moments = np.rint(np.linspace(1, horizon, min(horizon, 200))).astype(int)
+    # Schedules expect the optimizer's own integer count.
+    rates = np.array([float(schedule(keras.ops.convert_to_tensor(start + t - 1, "int64"))) for t in moments.tolist()])
     return float((rates * moments).mean() * horizon)

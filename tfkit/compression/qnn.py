@@ -6,14 +6,16 @@ precision weights and activations. JMLR 18, 2017, https://arxiv.org/abs/1609.070
 Differs: each kernel may have a scale, fitted to the weights it starts from, so that a trained float network can be
 fine-tuned (`scale="none"` is the paper's ±1); the scale goes into the thresholds at `finalize`. Activations of more
 than one bit are those of a ReLU, unsigned, on the range that suits a normalized input, not of a hard tanh. The input
-and the first and last layers have 8 bits by default. Gradients are not quantized. At `finalize` batch normalization and
-sign become integer thresholds, so the file runs on integer kernels of 8 bits, which is what phones have: it is as fast
-as an int8 file, and the weights take their 1 to 7 bits in the packed file and in transmission.
+and the first and last layers have 8 bits by default. A max pooling behind an activation is trained before it, as in the
+paper's networks, and put back at the end: the same function, with a better gradient. Gradients are not quantized. At
+`finalize` batch normalization and sign become integer thresholds, so the file runs on integer kernels of 8 bits, which
+is what phones have: it is as fast as an int8 file, and the weights take their 1 to 7 bits in the packed file and in
+transmission.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -21,11 +23,11 @@ import numpy as np
 
 from tfkit.compression.base import copy_wrapped
 from tfkit.compression.clustering import is_clustered
-from tfkit.compression.fake_quantize import FakeQuantize, FakeQuantizeWeight, QuantizedGrid, channel_view
-from tfkit.compression.low_precision import IntegerSign, LowPrecisionActivation, LowPrecisionWeight, levels
+from tfkit.compression.fake_quantize import FakeQuantize, FakeQuantizeWeight
+from tfkit.compression.integer_sums import SIGNED, integer_sums, readers
+from tfkit.compression.low_precision import LowPrecisionActivation, LowPrecisionWeight
 from tfkit.compression.pruning import is_sparse
 from tfkit.compression.quantization_aware import (
-    SAME_GRID,
     WEIGHTED,
     QuantizationAware,
     Role,
@@ -36,14 +38,12 @@ from tfkit.compression.reparameterized import Reparameterized, WeightTransform
 from tfkit.compression.shift_based import ShiftBatchNormalization
 from tfkit.internal import checks, folding, surgery
 
-#: Layers whose thresholds can be made integers.
-SIGNED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 #: Nonlinearities that a sign replaces, and those that a quantized ReLU replaces.
 REPLACED = {True: ("relu", "relu6", "tanh", "hard_tanh"), False: ("relu", "relu6")}
 #: A sum that must be odd needs even weights, of which 8 bits hold {-63 … 63}, doubled.
 WIDEST_BEFORE_SIGN = 7
-#: In 8 bits, counted from the zero point.
-LARGEST_INPUT = 255
+#: They keep the largest value, and so may come before or after any activation that never falls.
+POOLINGS = (keras.layers.MaxPooling1D, keras.layers.MaxPooling2D)
 SCALES = ("channel", "tensor", "none")
 Scale = Literal["channel", "tensor", "none"]
 
@@ -59,9 +59,10 @@ class QuantizedNeuralNetwork(QuantizationAware):
     a batch normalization before each activation: at one bit it is what makes training work.
 
     `finalize` makes the thresholds of the signs integers, every sum before a sign odd, and every bias a whole number of
-    the file's steps, so that the model in Keras and the file agree: exactly, as a rule, where the hidden activations
-    are signs, and to one step of the output elsewhere. Where branches meet, a step of their sum may flip a sign behind
-    it. Export with `quantization="int8-qat"`.
+    the file's steps. Where the hidden activations are signs, Keras and the file then agree exactly, as a rule. With 2
+    to 7 bits, a hidden value that is all but a tie may be rounded either way, and a step of few bits moves the output
+    by some: with XNNPACK that is rare; TFLite's reference kernels round twice, and do it once in some 500 values. Where
+    branches meet, a step of their sum may flip a sign behind it. Export with `quantization="int8-qat"`.
 
     Args:
         weight_bits: width of the weights' integers, 1 to 8. One bit: -1 and +1 times the scale.
@@ -141,15 +142,24 @@ class QuantizedNeuralNetwork(QuantizationAware):
     def prepare(self, model: keras.Model) -> keras.Model:
         planned, self._bits = _plan(split_separable(model, self), self)
         prepared = super().prepare(planned)
-        if not self.shift_batch_norm:
-            return prepared
-        folded = {id(norm) for norm in folding.foldable_pairs(prepared).values()}
-        return surgery.rebuild(
-            prepared, lambda layer: ShiftBatchNormalization.replacing(layer) if id(layer) in folded else None
+        folded = {id(norm) for norm in folding.foldable_pairs(prepared).values()} if self.shift_batch_norm else set()
+        pooled = {
+            id(layer): reader
+            for layer, reader in _sole_readers(prepared)
+            if isinstance(layer, LowPrecisionActivation) and isinstance(reader, POOLINGS)
+        }
+        return _swap(
+            prepared, pooled, lambda layer: ShiftBatchNormalization.replacing(layer) if id(layer) in folded else None
         )
 
     def finalize(self, model: keras.Model) -> keras.Model:
-        return _integer_sums(super().finalize(model))
+        # Back to where the sum is, whose scale and bias a file's kernel rounds in one go.
+        pooling = {
+            id(layer): reader
+            for layer, reader in _sole_readers(model)
+            if isinstance(layer, POOLINGS) and isinstance(reader, LowPrecisionActivation)
+        }
+        return integer_sums(super().finalize(_swap(model, pooling)))
 
     def _wrap(self, layer: keras.Layer) -> Reparameterized | None:
         wrapped = super()._wrap(layer)
@@ -180,7 +190,7 @@ def _plan(model: keras.Model, method: QuantizedNeuralNetwork) -> tuple[keras.Mod
     replaced = _replaceable(model, method) if narrow else {}
 
     bits = {}
-    for layer, reader in _readers(model).items():
+    for layer, reader in readers(model).items():
         bits[layer.name] = method.weight_bits
         for ends, width in ((first, method.first_layer_bits), (last, method.last_layer_bits)):
             if layer.name in ends and width is not None:
@@ -225,7 +235,7 @@ def _replaceable(model: keras.Model, method: QuantizedNeuralNetwork) -> dict[int
     sign = method.activation_bits == 1
     signable = {
         id(reader)
-        for layer, reader in _readers(model).items()
+        for layer, reader in readers(model).items()
         if isinstance(layer, SIGNED) and method.selects(layer) and surgery.activation_name(layer) == "linear"
     }
     leaving = _ends(model)[2]
@@ -247,67 +257,29 @@ def _replaceable(model: keras.Model, method: QuantizedNeuralNetwork) -> dict[int
     return replaced
 
 
-def _integer_sums(model: keras.Model) -> keras.Model:
-    """Puts every bias on the grid on which the file adds it, and makes the sums before each `IntegerSign` odd."""
-    changed: dict[int, Any] = {}
-    for layer, reader in _readers(model).items():
-        grid = getattr(layer, surgery.constraint_name(layer, "kernel"), None)
-        if isinstance(grid, QuantizedGrid) and isinstance(layer, SIGNED):
-            change = _odd if isinstance(reader, IntegerSign) else _whole
-            changed[id(layer)] = change(layer, grid, _input_step(layer))
-    return surgery.rebuild(model, lambda layer: changed.get(id(layer)))
+def _swap(model: keras.Model, pairs: Mapping[int, Any], replace: surgery.Replace | None = None) -> keras.Model:
+    """Returns a copy of a model in which each layer of `pairs`, by `id`, comes after what alone reads it now.
 
-
-def _whole(layer: Any, grid: QuantizedGrid, step: float) -> keras.Layer:
-    """Returns a copy of a layer whose bias is a whole number of the steps in which the file counts it."""
-    copy: Any = surgery.copy_layer(layer)
-    if layer.use_bias:
-        finest = np.where(grid.scale > 0, grid.scale, 1.0).astype(np.float64) * step / (127 // levels(grid.bits))
-        bias = keras.ops.convert_to_numpy(layer.bias).astype(np.float64)
-        copy.bias.assign(np.clip(np.rint(bias / finest), -(2**30), 2**30) * finest)
-    return copy
-
-
-def _odd(layer: Any, grid: QuantizedGrid, step: float) -> keras.Layer:
-    """Returns a copy of a layer whose sums have the same signs, and are odd whole numbers, times two.
-
-    Integer weights q of scale s, a bias b and inputs of integers x times a step give a number that is not negative
-    where sum(q * x) >= ceil(-b / (s * step)) =: n. So does 2 * sum(q * x) - 2 * n + 1, which is never zero. Twice that
-    leaves room for the half step by which the file rounds this bias.
+    In training a pooling comes before its activation: of equal values, and after rounding most are, its gradient would
+    reach the first one and not the one that was the largest.
     """
-    kernel = keras.ops.convert_to_numpy(layer.kernel).astype(np.float64)
-    view = np.reshape(kernel, channel_view(kernel.shape, grid.depthwise, True))
-    scale = np.broadcast_to(grid.scale.astype(np.float64), view.shape[-1:])
-    dead = scale == 0  # By a batch normalization that multiplies with zero.
-    safe = np.where(dead, 1.0, scale)
-    integers = np.where(dead, 0.0, np.rint(view / safe))
-    bias = keras.ops.convert_to_numpy(layer.bias).astype(np.float64) if layer.use_bias else np.zeros(len(scale))
-    # The tolerance is for a bias that is, but for its rounding, a whole number of steps.
-    thresholds = np.where(dead, np.where(bias >= 0, 0.0, 1.0), np.ceil(-bias / (safe * step) - 1e-6))
-    # No sum goes beyond this, so that a threshold at infinity needs no larger bias.
-    bound = np.abs(integers).reshape(-1, len(scale)).sum(axis=0) * LARGEST_INPUT + 1
-    thresholds = np.clip(thresholds, -bound, bound)
+    behind = {id(reader): layer for layer, reader in pairs.items()}
+    waiting: dict[int, Any] = {}
 
-    new_grid = QuantizedGrid(4.0 / step, grid.bits, grid.depthwise)
-    overrides = {"use_bias": True, surgery.constraint_name(layer, "kernel"): keras.constraints.serialize(new_grid)}
-    odd: Any = layer.__class__.from_config({**layer.get_config(), **overrides})
-    odd.build_from_config(layer.get_build_config())
-    odd.kernel.assign(np.reshape(integers * (4.0 / step), kernel.shape))
-    odd.bias.assign(2.0 * (1.0 - 2.0 * thresholds))
-    return odd
+    def call(original: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(original) in pairs:
+            waiting[id(original)] = new
+            return args[0]
+        outputs = new(*args, **kwargs)
+        return waiting[behind[id(original)]](outputs) if id(original) in behind else outputs
+
+    return surgery.rebuild(model, replace, call)
 
 
-def _input_step(layer: Any) -> float:
-    """Returns the step of the grid on which the inputs of a layer are."""
-    tensor = layer.input
-    while True:
-        operation, index, _ = tensor._keras_history
-        if type(operation).__name__ not in SAME_GRID:
-            break
-        tensor = operation._inbound_nodes[index].input_tensors[0]
-    if isinstance(operation, IntegerSign):
-        return operation.step
-    return (operation.maximum - operation.minimum) / (2**operation.bits - 1)
+def _sole_readers(model: keras.Model) -> list[tuple[Any, Any]]:
+    """Returns each layer with the operation that alone reads its output, or None."""
+    consumers = surgery.sole_consumers(model)
+    return [(layer, consumers.get(id(layer))) for layer in surgery.leaf_layers(model)]
 
 
 def _nodes(model: keras.Model) -> list[Any]:
@@ -333,16 +305,6 @@ def _ends(model: keras.Model) -> tuple[set[str], set[str], set[int]]:
             else:
                 leaving.update(id(tensor) for tensor in node.input_tensors)
     return first, last, leaving
-
-
-def _readers(model: keras.Model) -> dict[Any, Any]:
-    """Maps each layer with weights to what alone reads its sums, past its batch normalization; None: several do."""
-    consumers, pairs = surgery.sole_consumers(model), folding.foldable_pairs(model)
-    return {
-        surgery.source(layer): consumers.get(id(pairs.get(id(layer), layer)))
-        for layer in surgery.leaf_layers(model)
-        if isinstance(surgery.source(layer), WEIGHTED)
-    }
 
 
 def _nonlinearity(operation: Any) -> str:

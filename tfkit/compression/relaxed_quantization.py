@@ -7,13 +7,14 @@ Weights and activations get logistic noise of learned size; the chance of each g
 rounds to it, and a draw from it is relaxed by the concrete distribution, so that gradients reach the input, the grid's
 step and the noise. Without noise, at inference, this is plain rounding.
 
-Differs: the local grid is a fixed number of points on either side of the nearest one, not those within a multiple of
-the noise, so that shapes are static. Weights lie on {-L … L} times the step, L = 2**(bits - 1) - 1, which int8 files
-hold exactly (the paper's grid has one point more below zero). The step starts at the one of least squared error, for
-activations on the first batch; the zero of an activation's grid follows from that batch's range, and stays. The model's
-inputs and outputs have 8 bits and no noise. What a max pooling alone reads is drawn after it; that is the same when
-rounding, and takes fewer draws. Step and noise are learned as logarithms. A draw takes exponential
-variables in place of Gumbel ones, and the gradient is written out: the same numbers for less time.
+Differs: the local grid is a fixed number of points on either side, not those within a multiple of the noise, so that
+shapes are static. The noise starts at a tenth of a step, not a third, which suits fine-tuning for few epochs. Weights
+lie on {-L … L} times the step, L = 2**(bits - 1) - 1, which int8 files hold exactly (the paper's grid has one point
+more below zero). The step starts at the one of least squared error, for activations on the first batch; the zero of an
+activation's grid follows from that batch's range, and stays. The model's inputs and outputs have 8 bits and no noise.
+What a max pooling alone reads is drawn after it; that is the same when rounding, and takes fewer draws. Step and noise
+are learned as logarithms. A draw takes exponential variables in place of Gumbel ones, and the gradient is written out:
+the same numbers for less time.
 """
 
 from __future__ import annotations
@@ -58,39 +59,39 @@ def grid_probabilities(x: Any, scale: Any, noise: Any, low: Any, high: Any, neig
         scale: the grid's step, a scalar; its points are `scale * {low … high}`.
         noise: the scale of the logistic distribution, a scalar; its standard deviation is pi / sqrt(3) of that.
         low, high: the grid's ends, integers.
-        neighbours: grid points on either side of the nearest one.
+        neighbours: grid points on either side of `x`.
 
     Returns:
-        (centre, probabilities): the integer of the nearest grid point, of the shape of `x`, and the probabilities of
-        the integers `centre - neighbours … centre + neighbours`, shape (2 * neighbours + 1, *x.shape).
+        (below, probabilities): the integer of the grid point below `x`, of the shape of `x`, and the probabilities of
+        the integers `below + 1 - neighbours … below + neighbours`, shape (2 * neighbours, *x.shape).
     """
-    centre, _, _, _, weights = _local_grid(x, scale, noise, low, high, neighbours)
+    below, _, _, _, weights = _local_grid(x, scale, noise, low, high, neighbours)
     stacked = tf.stack(weights)
-    return centre, stacked / tf.reduce_sum(stacked, axis=0)
+    return below, stacked / tf.reduce_sum(stacked, axis=0)
 
 
 def _local_grid(x: Any, scale: Any, noise: Any, low: Any, high: Any, neighbours: int) -> tuple[Any, ...]:
-    """Returns the nearest integer, (x - nearest) / noise, whether that is not clipped, and two lists of tensors.
+    """Returns the integer below, (x - its point) / noise, whether that is not clipped, and two lists of tensors.
 
-    First the logistic cumulative distribution at the 2 * neighbours + 2 boundaries of the cells, then for each point a
+    First the logistic cumulative distribution at the 2 * neighbours + 1 boundaries of the cells, then for each point a
     number in proportion to its probability. The mass of a cell with boundaries a < b is F(b) - F(a), which is
     F(b) (1 - F(a)) times a number that is the same for all cells, as they are of equal width; the product does not
     cancel where the difference does.
     """
     steps = x / scale
-    centre = tf.clip_by_value(tf.round(steps), low, high)
+    base = tf.clip_by_value(tf.floor(steps), low, high - 1.0)
     ratio = scale / noise
-    end = 0.5 * ratio + TAIL
-    free = (steps - centre) * ratio
-    shift = tf.clip_by_value(free, -end, end)
-    boundaries = [(k - 0.5) * ratio for k in range(-neighbours, neighbours + 2)]
+    free = (steps - base) * ratio
+    shift = tf.clip_by_value(free, -0.5 * ratio - TAIL, 1.5 * ratio + TAIL)
+    boundaries = [(k - 0.5) * ratio for k in range(1 - neighbours, neighbours + 2)]
     cumulative = [tf.sigmoid(boundary - shift) for boundary in boundaries]
     weights = []
-    for position, k in enumerate(range(-neighbours, neighbours + 1)):
+    for position, k in enumerate(range(1 - neighbours, neighbours + 1)):
         mass = cumulative[position + 1] * tf.sigmoid(shift - boundaries[position])
-        on_grid = (centre + k >= low) if k < 0 else (centre + k <= high)
-        weights.append(mass if k == 0 else tf.where(on_grid, mass, 0.0))
-    return centre, shift, tf.abs(free) <= end, cumulative, weights
+        if k not in (0, 1):
+            mass = tf.where((base + k >= low) if k < 0 else (base + k <= high), mass, 0.0)
+        weights.append(mass)
+    return base, shift, tf.equal(free, shift), cumulative, weights
 
 
 def relaxed_round(
@@ -99,11 +100,12 @@ def relaxed_round(
     """Returns a relaxed draw of a grid point for each element (equations 5 to 7), with gradients to all of x and grid.
 
     The draw weights each point k by z_k, in proportion to (p_k / e_k)**(1 / temperature), e_k exponential: that is the
-    concrete distribution, as -log(e_k) is a Gumbel variable.
+    concrete distribution, as -log(e_k) is a Gumbel variable. Between two points only e_0 / e_1 matters, which is
+    u / (1 - u) for a uniform u: one number does.
 
     Args:
         x, scale, noise, low, high: see `grid_probabilities`.
-        uniform: uniform numbers in [0, 1), shape (2 * neighbours + 1, *x.shape).
+        uniform: uniform numbers in [0, 1), shape (2 * neighbours, *x.shape), or (1, *x.shape) for one neighbour.
         temperature: of the concrete distribution; towards 0 the draw becomes one grid point.
         hard: give the likeliest point of the draw itself, a sample of the categorical distribution, with the gradient
             of the relaxed one: the straight-through variant, RQ ST.
@@ -111,24 +113,28 @@ def relaxed_round(
     Returns:
         A tensor of the shape of `x`.
     """
-    points = uniform.shape[0]
+    draws = uniform.shape[0]
     numbers = [tf.cast(number, tf.float32) for number in (scale, noise, low, high)]
-    drawn = _drawer(points, float(temperature), hard)(tf.reshape(x, [-1]), *numbers, tf.reshape(uniform, [points, -1]))
+    drawn = _drawer(draws, float(temperature), hard)(tf.reshape(x, [-1]), *numbers, tf.reshape(uniform, [draws, -1]))
     return tf.reshape(drawn, tf.shape(x))
 
 
 @functools.cache
-def _drawer(points: int, temperature: float, hard: bool) -> Any:
+def _drawer(draws: int, temperature: float, hard: bool) -> Any:
     """Returns `relaxed_round` for flat tensors: a graph of a hundred operations, traced once for all tensors."""
-    neighbours = (points - 1) // 2
-    offsets = [float(k) for k in range(-neighbours, neighbours + 1)]
+    neighbours = max(1, draws // 2)
+    offsets = [float(k) for k in range(1 - neighbours, neighbours + 1)]
 
     def draw(x: Any, scale: Any, noise: Any, low: Any, high: Any, uniform: Any) -> Any:
-        centre, shift, free, cumulative, weights = _local_grid(x, scale, noise, low, high, neighbours)
+        base, shift, free, cumulative, weights = _local_grid(x, scale, noise, low, high, neighbours)
         ratio = scale / noise
-        # 24 bits of a uniform number may all be zero, and the logarithm may not be infinite.
-        exponential = tf.unstack(-tf.math.log(tf.maximum(uniform, 2.0**-24)))
-        race = [weight / number for weight, number in zip(weights, exponential, strict=True)]
+        # 24 bits of a uniform number may all be zero, and neither quotient nor logarithm may be infinite.
+        uniform = tf.clip_by_value(uniform, 2.0**-24, 1.0 - 2.0**-24)
+        if draws == 1:
+            race = [weights[0], weights[1] * (uniform[0] / (1.0 - uniform[0]))]
+        else:
+            exponential = tf.unstack(-tf.math.log(uniform))
+            race = [weight / number for weight, number in zip(weights, exponential, strict=True)]
         powers = _power(race, 1.0 / temperature)
         total = tf.add_n(powers)
         mean = tf.add_n([k * power for k, power in zip(offsets, powers, strict=True) if k]) / total
@@ -142,11 +148,11 @@ def _drawer(points: int, temperature: float, hard: bool) -> Any:
         divisor = temperature * total
         by_shift = tf.where(free, tf.add_n(along_shift) / divisor, 0.0)
         by_ratio = tf.add_n(along_ratio) / divisor
-        moved = centre + (_likeliest(race, offsets) if hard else mean)
+        moved = base + (_likeliest(race, offsets) if hard else mean)
 
         def gradient(upstream: Any) -> tuple[Any, ...]:
-            # y = scale (centre + m(shift, ratio)), shift = (x - scale centre) / noise, ratio = scale / noise.
-            by_scale = moved + ratio * (by_ratio - by_shift * centre)
+            # y = scale (base + m(shift, ratio)), shift = (x - scale base) / noise, ratio = scale / noise.
+            by_scale = moved + ratio * (by_ratio - by_shift * base)
             by_noise = -ratio * (by_shift * shift + by_ratio * ratio)
             return (
                 upstream * ratio * by_shift,
@@ -163,7 +169,7 @@ def _drawer(points: int, temperature: float, hard: bool) -> Any:
         return tf.custom_gradient(draw)(x, scale, tf.maximum(noise, LEAST_NOISE * scale), low, high, uniform)
 
     vector, scalar = tf.TensorSpec([None]), tf.TensorSpec([])
-    signature = [vector, scalar, scalar, scalar, scalar, tf.TensorSpec([points, None])]
+    signature = [vector, scalar, scalar, scalar, scalar, tf.TensorSpec([draws, None])]
     return tf.function(bounded, input_signature=signature, autograph=False)
 
 
@@ -206,7 +212,8 @@ class _Sampler:
 
     def _draw(self, x: Any, low: Any, high: Any) -> Any:
         shape = keras.ops.shape(x)
-        uniform = keras.random.uniform((2 * self.neighbours + 1, *shape), seed=self.seed_generator, dtype="float32")
+        draws = 1 if self.neighbours == 1 else 2 * self.neighbours
+        uniform = keras.random.uniform((draws, *shape), seed=self.seed_generator, dtype="float32")
         step, noise = keras.ops.unstack(keras.ops.exp(self.grid))
         return relaxed_round(x, step, noise, low, high, uniform, self.temperature, self.straight_through)
 
@@ -236,7 +243,7 @@ class RelaxedQuantizeWeight(_Sampler, WeightTransform):
         temperature: float = 1.0,
         straight_through: bool = False,
         neighbours: int = 1,
-        noise: float = 1 / 3,
+        noise: float = 0.1,
         depthwise: bool = False,
         keep_zeros: bool = False,
         seed: int = 0,
@@ -314,7 +321,7 @@ class RelaxedQuantizeActivation(_Sampler, keras.layers.Layer):
         temperature: float = 1.0,
         straight_through: bool = False,
         neighbours: int = 1,
-        noise: float = 1 / 3,
+        noise: float = 0.1,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -428,8 +435,9 @@ class RelaxedQuantization(QuantizationAware):
         activation_bits: width of the activations, 1 to 8.
         temperature: of the concrete distribution. Low: draws are nearly grid points, and gradients vary much.
         straight_through: draw grid points themselves, with the gradient of the relaxed draw (the paper's RQ ST).
-        neighbours: grid points on either side of the nearest that a draw may give. Time grows with them.
-        noise: the logistic distribution's scale at the start, in steps.
+        neighbours: grid points on either side of a number that a draw may give. Time grows with them; noise of more
+            than a fifth of a step needs 2.
+        noise: the logistic distribution's scale at the start, in steps. The paper's 1 / 3 needs long training.
         momentum: of the moving average of the inputs' and outputs' ranges.
         seed: of the draws; each tensor has its own stream.
         include, exclude, preserve: see `Compressor`; a layer left out is computed in float.
@@ -443,7 +451,7 @@ class RelaxedQuantization(QuantizationAware):
         temperature: float = 1.0,
         straight_through: bool = False,
         neighbours: int = 1,
-        noise: float = 1 / 3,
+        noise: float = 0.1,
         momentum: float = 0.99,
         seed: int = 0,
         include: Sequence[str] = ("*",),

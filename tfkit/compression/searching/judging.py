@@ -9,6 +9,8 @@ Objective = Literal["size", "latency"]
 
 #: Latencies this close to the fastest are taken for equal, since the next measurement may order them otherwise.
 LATENCY_TIE = 0.03
+#: So are sizes: a few bytes are not worth an accuracy that was to be had for them.
+SIZE_TIE = 0.01
 #: Accuracies are fractions of counts; a difference below this is rounding, not an example.
 ROUNDING = 1e-9
 
@@ -44,16 +46,19 @@ def judge(measured: Sequence[Measured], *, max_drop: float, objective: Objective
     Args:
         measured: the files, the baseline first.
         max_drop: how far the validation accuracy may lie below the baseline's, as a fraction.
-        objective: `"size"`: the fewest packed bytes win; `"latency"`: the shortest latency, and among those within 3 %
-            of it the fewest bytes. The more accurate wins a tie.
+        objective: `"size"`: the fewest packed bytes win, and among those within 1 % of it the most accurate;
+            `"latency"`: the shortest latency, and among those within 3 % of it the fewest bytes.
     """
     floor = measured[0].validation_accuracy - max_drop - ROUNDING
     accepted = [item for item in measured if item.validation_accuracy >= floor]
-    contenders = accepted
     if objective == "latency":
         fastest = min(item.latency_ratio for item in accepted)
         contenders = [item for item in accepted if item.latency_ratio <= fastest * (1 + LATENCY_TIE)]
-    best = min(contenders, key=lambda item: (item.packed_bytes, -item.validation_accuracy))
+        best = min(contenders, key=lambda item: (item.packed_bytes, -item.validation_accuracy))
+    else:
+        smallest = min(item.packed_bytes for item in accepted)
+        contenders = [item for item in accepted if item.packed_bytes <= smallest * (1 + SIZE_TIE)]
+        best = min(contenders, key=lambda item: (-item.validation_accuracy, item.packed_bytes))
     return Judgement(
         tuple(item.name for item in accepted),
         pareto([(item.name, item.validation_accuracy, item.packed_bytes) for item in accepted]),

@@ -131,9 +131,10 @@ def measure(model: keras.Model, x: np.ndarray, y: np.ndarray, *, output: str, sa
 
 
 def rounded(value: np.ndarray, bits: int) -> np.ndarray:
-    """Rounds to the symmetric grid of the largest magnitude: what a narrow integer of one scale keeps."""
-    scale = float(np.abs(value).max()) / (2 ** (bits - 1) - 1)
-    return np.round(value / scale).astype(value.dtype) * value.dtype.type(scale) if scale > 0 else value
+    """Rounds each output channel (the last axis) to the symmetric grid of its largest magnitude."""
+    largest = np.abs(value).max(axis=tuple(range(value.ndim - 1)))
+    scale = np.where(largest > 0, largest, 1.0) / (2 ** (bits - 1) - 1)
+    return (np.round(value / scale) * scale).astype(value.dtype)
 
 
 def _half_rank(value: np.ndarray) -> np.ndarray:

@@ -183,9 +183,9 @@ def _endings(model: keras.Model, sensitivity: Sensitivity) -> Iterator[tuple[tup
     yield (Step("qat8", "QuantizationAware", {}, 0.5, 0.3),), "int8-qat"
     for bits, rate in ((6, 0.3), (5, 0.5), (4, 0.5)):
         yield (Step(f"qat{bits}", "QuantizationAware", {"bits": bits}, 1.0, rate),), "int8-qat"
-    for bits in (3, 2):
+    for bits in (4, 3, 2):
         narrow = {"weight_bits": bits, "activation_bits": 8}
-        yield (Step(f"qnn{bits}", "QuantizedNeuralNetwork", narrow, 1.0, 1.0),), "int8-qat"
+        yield (Step(f"qnn{bits}", "QuantizedNeuralNetwork", narrow, 1.0, 0.5),), "int8-qat"
 
 
 class Prediction(NamedTuple):
@@ -212,9 +212,8 @@ class Predictor:
 
     def __init__(self, model: keras.Model, sensitivity: Sensitivity) -> None:
         self.model, self.sensitivity = model, sensitivity
-        self.weights = {
-            name: np.concatenate([value.ravel() for value in values]) for name, values in kernels(model).items()
-        }
+        self.kernels = kernels(model)
+        self.weights = {name: np.concatenate([v.ravel() for v in values]) for name, values in self.kernels.items()}
         self.layers = {surgery.source(layer).name: surgery.source(layer) for layer in surgery.leaf_layers(model)}
         self.mind = {kind: curvatures(sensitivity, kind) for kind in ("pruned", "quantized")}
         self.rest_bytes = 4.0 * (model.count_params() - sum(value.size for value in self.weights.values()))
@@ -241,8 +240,10 @@ class Predictor:
                     kept[name] = 1.0 - share
                     loss += self.mind["pruned"][name] * float(gone[round(share * (len(gone) - 1))])
             elif {"bits", "weight_bits"} & {*arguments} or step.method == "QuantizationAware":
-                for name in self.weights:
+                for position, name in enumerate(self.weights):
                     asked = arguments.get("bits", arguments.get("weight_bits", 8))
+                    if "weight_bits" in arguments and position in (0, len(self.weights) - 1):
+                        asked = max(asked, 8)  # As `QuantizedNeuralNetwork` has it by default.
                     width = int(setting_for(asked, self.layers[name], 8))
                     # Entropy-coded values take about a bit less than their index.
                     bits[name] = min(bits[name], width - 1.0)
@@ -262,8 +263,8 @@ class Predictor:
     def _rounding(self, name: str, width: int) -> float:
         """Returns the squared distance that rounding to so many bits moves a layer's weights."""
         if (name, width) not in self._apart:
-            value = self.weights[name]
-            self._apart[name, width] = float(np.sum(np.square(value - rounded(value, width), dtype=np.float64)))
+            apart = [np.square(value - rounded(value, width), dtype=np.float64) for value in self.kernels[name]]
+            self._apart[name, width] = sum(float(np.sum(part)) for part in apart)
         return self._apart[name, width]
 
 
