@@ -106,7 +106,6 @@ def found(network: str, plan: Plan, dataset: data.Dataset, path: Path, work: Pat
         plan.max_drop,
         out=out,
         first=plan.first,
-        reduction=2.0,
         formats=plan.formats,
         settings=plan.settings,
         seed=SEED,

@@ -56,7 +56,7 @@ def test_metadata(wheel):
     assert "License-Expression: Apache-2.0" in metadata and "Apache License" in licence
     assert "tfkit = tfkit.cli:main" in entry_points
     extras = set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.MULTILINE))
-    assert extras == {"retrieval", "recommend", "graph", "interop", "demo", "notebooks", "test"}
+    assert extras == {"retrieval", "recommend", "graph", "interop", "mixed", "demo", "notebooks", "test"}
 
 
 def test_wheel_imports_where_it_is_installed(wheel, tmp_path):

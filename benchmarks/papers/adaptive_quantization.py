@@ -6,8 +6,8 @@
 A trained LeNet-5 is quantized with a precision of its own for each weight, converted to `.tflite`, packed, unpacked,
 and the unpacked file is run over the official test set. `ratio` is 32 bits a parameter, biases included, over the bytes
 of the packed file, graph and all. Beside it stand the count of bits with side information (`storage`), and the one
-without, which is what the paper counts. The bound on the training loss is the largest of `CANDIDATES` that costs nothing
-on held-out training digits, with one more seed; the test set takes no part in that choice.
+without, which is what the paper counts. The bound on the training loss is the largest of `CANDIDATES` that costs
+nothing on held-out training digits, with one more seed; the test set takes no part in that choice.
 """
 
 from __future__ import annotations
@@ -114,13 +114,15 @@ def widths(model: keras.Model) -> dict[str, dict[str, float]]:
     return rows
 
 
-def choose(x: np.ndarray, y: np.ndarray, float_epochs: int, epochs: int, cache: Path | None) -> dict[str, Any]:
+def choose(
+    x: np.ndarray, y: np.ndarray, candidates: tuple[float, ...], float_epochs: int, epochs: int, cache: Path | None
+) -> dict[str, Any]:
     """Picks the largest bound that loses nothing on held-out digits; the smallest if all do."""
     cut = round(len(x) * (1 - HELD_OUT))
     model = baseline(x[:cut], y[:cut], float_epochs, CHOICE_SEED, cache)
     error = error_percent(model.predict(x[cut:], verbose=0), y[cut:])
     rows: list[dict[str, Any]] = []
-    for bound in CANDIDATES:  # From large to small: those after the first good one need no training.
+    for bound in candidates:  # From large to small: those after the first good one need no training.
         small, rounds = compress(model, x[:cut], y[:cut], bound, epochs, CHOICE_SEED)
         row = {
             "loss_bound": bound,
@@ -153,13 +155,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder that keeps the trained float networks")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "adaptive_quantization.json")
     arguments = parser.parse_args()
-    float_epochs, epochs = FLOAT_EPOCHS, EPOCHS
+    candidates, float_epochs, epochs = CANDIDATES, FLOAT_EPOCHS, EPOCHS
     if arguments.quick:
-        arguments.dataset, arguments.seeds, float_epochs, epochs = "mnist5k", arguments.seeds[:1], 1, 3
+        arguments.dataset, arguments.seeds = "mnist5k", arguments.seeds[:1]
+        candidates, float_epochs, epochs = (10.0,), 1, 3
 
     dataset = data.load(arguments.dataset, validation=0)
     x, y = dataset.x_train, dataset.y_train
-    choice = choose(x, y, float_epochs, epochs, arguments.cache)
+    choice = choose(x, y, candidates, float_epochs, epochs, arguments.cache)
     runs: list[dict[str, Any]] = []
     for seed in arguments.seeds:
         started = time.time()

@@ -11,9 +11,9 @@ others those of the row.
 
     python benchmarks/papers/qnn.py --choose   # what the learning rates were chosen by; prints a table, and no more
 
-The learning rates are those of three that gave the best accuracy on held-out training digits, with a seed of its own;
-the test set took no part in that. What was trained is kept in `build/`, so that an interrupted run goes on where it
-was.
+The learning rates are those that gave the best accuracy on held-out training digits, with a seed of its own, of the
+three candidates (at 2 and 4 bits, of the first two); the test set took no part in that. What was trained is kept in
+`build/`, so that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations

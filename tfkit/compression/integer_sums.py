@@ -18,6 +18,8 @@ from tfkit.internal import folding, surgery
 
 #: Layers whose thresholds can be made integers.
 SIGNED = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+#: Of these, those for whose kernels the converter can be told a scale for each channel.
+CHANNEL_SCALES = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 #: In 8 bits, counted from the zero point.
 LARGEST_INPUT = 255
 
@@ -36,11 +38,29 @@ def integer_sums(model: keras.Model) -> keras.Model:
 def _whole(layer: Any, grid: QuantizedGrid, step: float) -> keras.Layer:
     """Returns a copy of a layer whose bias is a whole number of the steps in which the file counts it."""
     copy: Any = surgery.copy_layer(layer)
+    if 2 < grid.bits < 8 and grid.scale.size > 1 and not isinstance(layer, CHANNEL_SCALES):
+        grid = _as_stored(copy, grid)
     if layer.use_bias:
         finest = np.where(grid.scale > 0, grid.scale, 1.0).astype(np.float64) * step / (127 // levels(grid.bits))
         bias = keras.ops.convert_to_numpy(layer.bias).astype(np.float64)
         copy.bias.assign(np.clip(np.rint(bias / finest), -(2**30), 2**30) * finest)
     return copy
+
+
+def _as_stored(layer: Any, grid: QuantizedGrid) -> QuantizedGrid:
+    """Moves a kernel to the 8-bit grid that its file will have, by at most 1 / 254 of each channel's largest weight.
+
+    A normalization folded into a Dense layer leaves it with a scale for each channel. The converter cannot be told
+    them and takes max|w| / 127, of which the narrow grid's steps are no whole multiple.
+    """
+    kernel = keras.ops.convert_to_numpy(layer.kernel).astype(np.float64)
+    safe = np.where(grid.scale > 0, grid.scale, 1.0).astype(np.float64)
+    integers = np.rint(kernel / safe)
+    largest = np.maximum(np.abs(integers).max(axis=tuple(range(kernel.ndim - 1))), 1)
+    stored = QuantizedGrid(largest * grid.scale / 127, 8)
+    layer.kernel.assign(np.rint(integers * 127 / largest) * stored.scale)
+    layer.kernel_constraint = layer.kernel.constraint = stored
+    return stored
 
 
 def _odd(layer: Any, grid: QuantizedGrid, step: float) -> keras.Layer:

@@ -59,13 +59,15 @@ class QuantizedNeuralNetwork(QuantizationAware):
     a batch normalization before each activation: at one bit it is what makes training work.
 
     `finalize` makes the thresholds of the signs integers, every sum before a sign odd, and every bias a whole number of
-    the file's steps. Where the hidden activations are signs, Keras and the file then agree exactly, as a rule. With 2
-    to 7 bits, a hidden value that is all but a tie may be rounded either way, and a step of few bits moves the output
-    by some: with XNNPACK that is rare; TFLite's reference kernels round twice, and do it once in some 500 values. Where
-    branches meet, a step of their sum may flip a sign behind it. Export with `quantization="int8-qat"`.
+    the file's steps. Keras and the file, run by XNNPACK, then agree exactly, as a rule. TFLite's reference kernels do
+    so where the hidden activations are signs; with 2 to 7 bits they round about one hidden value in 500 the other way,
+    as they round twice, and a step of few bits moves the output by some. Where branches meet, a step of their sum may
+    flip a sign behind it. Export with `quantization="int8-qat"`.
 
     Args:
-        weight_bits: width of the weights' integers, 1 to 8. One bit: -1 and +1 times the scale.
+        weight_bits: width of the weights' integers, 1 to 8. One bit: -1 and +1 times the scale. In a Dense or Conv1D
+            layer with a normalization behind it, those of 3 to 7 bits are moved by at most 1 / 254 of the largest one
+            at `finalize`: a file has 8-bit integers there, and its own scale for each channel.
         activation_bits: width of the activations, 1 to 8.
         stochastic: with `activation_bits=1`, draw the sign in training, +1 with the probability hard sigmoid.
         first_layer_bits, last_layer_bits: width of the weights of the layers that read the model's inputs, and of those
