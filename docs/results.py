@@ -70,8 +70,8 @@ SECTIONS: dict[str, About] = {
     ),
     "search": About(
         "The search",
-        "Structured pruning, low rank, pruning, clustering and quantization in chains, by successive halving: the files "
-        "of the Pareto front beside every single method with the same training, measured together, over the float file. "
+        "Structured pruning, low rank, pruning, clustering and quantization in chains, by successive halving. The "
+        "files of the Pareto front stand beside every single method with the same training, all measured together. "
         "Files were chosen on validation examples. ResNet-8: 5,000 and 1,000 images of CIFAR-10.",
     ),
 }
