@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tfkit.export.mixed_precision import NarrowRow, PrecisionRow, mixed_precision, narrow_weights
     from tfkit.export.pack import PackError, PackResult, pack, pack_bytes, unpack, unpack_bytes
     from tfkit.export.runner import Runner, RunnerError
+    from tfkit.export.sparse_storage import SparsifyError, SparsifyResult, sparsify
     from tfkit.export.verify import OutputParity, ParityError, ParityReport, verify
 
 _HOMES = {
@@ -24,6 +25,7 @@ _HOMES = {
     "mixed_precision": ("NarrowRow", "PrecisionRow", "mixed_precision", "narrow_weights"),
     "pack": ("PackError", "PackResult", "pack", "pack_bytes", "unpack", "unpack_bytes"),
     "runner": ("Runner", "RunnerError"),
+    "sparse_storage": ("SparsifyError", "SparsifyResult", "sparsify"),
     "verify": ("OutputParity", "ParityError", "ParityReport", "verify"),
 }
 
@@ -41,6 +43,8 @@ __all__ = [
     "PrecisionRow",
     "Runner",
     "RunnerError",
+    "SparsifyError",
+    "SparsifyResult",
     "compare_latency",
     "convert",
     "measure",
@@ -48,6 +52,7 @@ __all__ = [
     "narrow_weights",
     "pack",
     "pack_bytes",
+    "sparsify",
     "unpack",
     "unpack_bytes",
     "verify",

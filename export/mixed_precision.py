@@ -256,7 +256,7 @@ def mixed_precision(
         from ai_edge_quantizer import quantizer as engine
     except ImportError:
         raise ImportError(
-            "mixed_precision needs the package ai-edge-quantizer: pip install ai-edge-quantizer"
+            "mixed_precision needs the package ai-edge-quantizer: pip install 'tfkit-keras[mixed]'"
         ) from None
     work = engine.Quantizer(bytearray(content))
     try:

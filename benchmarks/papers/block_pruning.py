@@ -38,9 +38,9 @@ from tfkit import data
 from tfkit.compression.block_pruning import BlockPruning, block_mask
 from tfkit.compression.pruning import MagnitudePruning
 from tfkit.compression.sparse_speed import sparsity_speed
-from tfkit.compression.sparse_storage import sparsify
 from tfkit.export import compare_latency, convert
 from tfkit.export.runner import Runner
+from tfkit.export.sparse_storage import sparsify
 
 SPARSITY = 0.9
 EPOCHS, PRUNING_EPOCHS, BATCH = 6, 10, 128

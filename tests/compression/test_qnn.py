@@ -257,7 +257,7 @@ def test_the_file_computes_what_the_finalized_model_does(padding, options, tmp_p
             assert output.max_error_steps < 0.01
         elif output.kernels == "xnnpack":
             assert output.max_error_steps < 1.01
-        # The reference kernels round twice, so that of few bits one hidden value in 500 goes the other way.
+        # The reference kernels round twice, so that of few bits a hidden value may go the other way.
     # The prepared model has the same signs, and rounds the last bias less.
     step = report.results[0].step
     if binary:

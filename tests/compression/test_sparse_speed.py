@@ -4,8 +4,8 @@ import pytest
 from tfkit.compression.block_pruning import BlockPruning, NMPruning
 from tfkit.compression.pruning import MagnitudePruning
 from tfkit.compression.sparse_speed import sparsity_speed
-from tfkit.compression.sparse_storage import sparsify
 from tfkit.export import convert
+from tfkit.export.sparse_storage import sparsify
 
 
 def network(width=64):

@@ -36,19 +36,15 @@ from tfkit.internal.channels import macs
 if TYPE_CHECKING:
     from tfkit.compression.report import Report, compare
     from tfkit.compression.search import SearchResult, Settings, compress, search
-    from tfkit.compression.sparse_storage import SparsifyError, SparsifyResult, sparsify
 
 # These need the exporter and a plotting library, which the methods alone do not.
 _LAZY = {
     "Report": "report",
     "SearchResult": "search",
     "Settings": "search",
-    "SparsifyError": "sparse_storage",
-    "SparsifyResult": "sparse_storage",
     "compare": "report",
     "compress": "search",
     "search": "search",
-    "sparsify": "sparse_storage",
 }
 
 __all__ = [
@@ -84,8 +80,6 @@ __all__ = [
     "Settings",
     "ShiftBasedAdaMax",
     "ShiftBatchNormalization",
-    "SparsifyError",
-    "SparsifyResult",
     "SparsitySpeed",
     "StructuredPruning",
     "StructuredReport",
@@ -98,7 +92,6 @@ __all__ = [
     "layer_sensitivity",
     "macs",
     "search",
-    "sparsify",
     "sparsity_speed",
 ]
 

@@ -76,7 +76,7 @@ class BlockPruning(ScheduledPruning):
     """Prunes dense layers in whole blocks, so that TFLite's sparse kernel can run them.
 
     Only `Dense` layers are touched: TFLite has sparse kernels for no others. Export the result with
-    `tfkit.export.convert(model, path, sparse=True)`; of an int8 file use `tfkit.compression.sparsify`.
+    `tfkit.export.convert(model, path, sparse=True)`; of an int8 file use `tfkit.export.sparsify`.
 
     Args:
         sparsity: share of zero blocks in each kernel, in [0, 1); or a mapping from layer-name patterns to shares.

@@ -24,7 +24,7 @@ from tfkit.compression.base import setting_for
 from tfkit.compression.clustering import is_clustered
 from tfkit.compression.equalization import EqualizedPair, equalize_in_place
 from tfkit.compression.fake_quantize import FakeQuantize, QuantizedGrid, channel_view, weight_scale
-from tfkit.compression.quantization_aware import WEIGHTED, QuantizationAware, _SeparableSplitter, has_channel_scales
+from tfkit.compression.quantization_aware import WEIGHTED, QuantizationAware, has_channel_scales, split_separable
 from tfkit.compression.reparameterized import Reparameterized, WeightTransform
 from tfkit.internal import checks, folding, surgery
 
@@ -201,15 +201,14 @@ class PostTrainingQuantization(QuantizationAware):
 
     def _float_form(self, model: keras.Model) -> keras.Model:
         """Returns a flat copy in which normalizations are folded, and activations and biases are on their own."""
-        split = _SeparableSplitter(self)
-        flat = surgery.rebuild(model, split.replace, split.call, inline=True)
+        flat = split_separable(model, self)
         by_id = {id(layer): layer for layer in surgery.leaf_layers(flat)}
         pairs = {key: norm for key, norm in folding.foldable_pairs(flat).items() if not self._shared(by_id[key])}
         dropped = {id(norm) for norm in pairs.values()}
         activations: dict[int, keras.Layer] = {}
 
         def replace(layer: Any) -> keras.Layer | None:
-            folded = folding._folded(layer, pairs[id(layer)]) if id(layer) in pairs else layer
+            folded = folding.folded(layer, pairs[id(layer)]) if id(layer) in pairs else layer
             if not (isinstance(layer, WEIGHTED) and self.selects(layer)):
                 return folded if folded is not layer else None
             if surgery.activation_name(layer) != "linear":

@@ -60,7 +60,7 @@ class QuantizedNeuralNetwork(QuantizationAware):
 
     `finalize` makes the thresholds of the signs integers, every sum before a sign odd, and every bias a whole number of
     the file's steps. Keras and the file, run by XNNPACK, then agree exactly, as a rule. TFLite's reference kernels do
-    so where the hidden activations are signs; with 2 to 7 bits they round about one hidden value in 500 the other way,
+    so where the hidden activations are signs; with 2 to 7 bits they round a hidden value now and then the other way,
     as they round twice, and a step of few bits moves the output by some. Where branches meet, a step of their sum may
     flip a sign behind it. Export with `quantization="int8-qat"`.
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfkit.compression import calibration
 from tfkit.compression.fake_quantize import QuantizedGrid, weight_scale
-from tfkit.compression.quantization_aware import WEIGHTED, QuantizationAware, _SeparableSplitter, has_channel_scales
+from tfkit.compression.quantization_aware import WEIGHTED, QuantizationAware, has_channel_scales, split_separable
 from tfkit.internal import checks, folding, surgery
 
 METRICS = ("mse", "kl", "loss")
@@ -147,8 +147,7 @@ def layer_sensitivity(
             "Arguments `labels` and `loss` must be given for metric='loss', and for it alone. "
             f"Received: metric='{metric}', labels={'given' if labels is not None else None}, loss={loss!r}."
         )
-    split = _SeparableSplitter(QuantizationAware())
-    flat = folding.fold_batch_normalization(surgery.rebuild(model, split.replace, split.call, inline=True))
+    flat = folding.fold_batch_normalization(split_separable(model, QuantizationAware()))
     if labels is not None:
         labels = np.asarray(labels)
         arrays = keras.tree.map_structure(np.asarray, data)

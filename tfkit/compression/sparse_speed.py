@@ -6,11 +6,11 @@ Everything else gains size only:
 
 - Zeros in no pattern, and N:M patterns, have no kernel: a file that stores them sparsely is unpacked when it is loaded.
 - Convolutions have no sparse kernel in TFLite. XNNPACK has one for 1x1 convolutions in float32; it is switched off on
-  x86 processors with AVX (measured: the same latency at 90 % zeros), and chosen elsewhere only if nearly all of the
+  x86 processors with AVX, and chosen elsewhere only if nearly all of the
   graph fits it.
 - An int8 sparse convolution does not exist.
 - With int8 activations too, the 1x16 kernel runs, but a processor with XNNPACK's int8 kernels is faster on the dense
-  layer (measured: 2.5 times at 90 % zeros).
+  layer.
 
 The thresholds are where the sparse kernel overtook XNNPACK's dense one at 1024 x 1024, batch 1, one thread, on an x86
 with AVX-512 (benchmarks/papers/block_pruning.py measures them again); other machines differ somewhat. Batches larger
@@ -139,8 +139,7 @@ def _operation(layer: keras.Layer) -> str:
 
 
 def _of_file(path: str | os.PathLike[str]) -> SparsitySpeed:
-    from tfkit.compression import sparse_storage
-    from tfkit.export import runner
+    from tfkit.export import runner, sparse_storage
 
     content = runner.check_file(path)
     fb = sparse_storage.schema()
@@ -208,7 +207,7 @@ def _judge(
         stored: of a file, "dense", "sparse", or "unpacked" where it is unpacked at load; None of a Keras model.
         block_share: share of zero blocks, where it is known.
     """
-    from tfkit.compression.sparse_storage import zero_blocks
+    from tfkit.export.sparse_storage import zero_blocks
 
     block = _BLOCK[quantization]
     zeros = 1.0 - float(np.count_nonzero(value)) / value.size
@@ -220,7 +219,7 @@ def _judge(
     store = (
         "Export with tfkit.export.convert(..., sparse=True)."
         if quantization == "float32"
-        else f"Export with quantization='{quantization}', then call tfkit.compression.sparsify."
+        else f"Export with quantization='{quantization}', then call tfkit.export.sparsify."
     )
     prune = f"Prune it with BlockPruning({max(wanted, 0.9)}, block=(1, {block}))."
     if zeros < 0.3:
@@ -248,7 +247,7 @@ def _judge(
         reason = (
             "the 1x16 kernel for int8 activations exists, but XNNPACK's dense int8 one is faster on x86 with AVX-512."
         )
-        remedy = "Take quantization='dynamic', or keep the file dense; tfkit.compression.sparsify makes it smaller."
+        remedy = "Take quantization='dynamic', or keep the file dense; tfkit.export.sparsify makes it smaller."
     elif blocks < wanted:
         reason = f"below about {wanted:.0%} of zero blocks the dense kernel is the faster one."
         remedy = f"Prune to 90 % with BlockPruning(0.9, block=(1, {block}))."
@@ -257,7 +256,7 @@ def _judge(
         remedy = store
     elif stored == "unpacked":
         reason = "the sparse weights are unpacked when the file is loaded."
-        remedy = "Convert densely, then call tfkit.compression.sparsify."
+        remedy = "Convert densely, then call tfkit.export.sparsify."
     else:
         faster = True
         reason = f"the sparse kernel for blocks of 1x{block} skips {blocks:.0%} of them."

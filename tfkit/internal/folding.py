@@ -50,7 +50,7 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
     dropped = {id(follower) for follower in pairs.values()}
 
     def replace(layer: keras.Layer) -> keras.Layer | None:
-        return _folded(layer, pairs[id(layer)]) if id(layer) in pairs else None
+        return folded(layer, pairs[id(layer)]) if id(layer) in pairs else None
 
     def call(original: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
         return args[0] if id(original) in dropped else new(*args, **kwargs)
@@ -58,7 +58,8 @@ def fold_batch_normalization(model: keras.Model) -> keras.Model:
     return surgery.rebuild(model, replace, call)
 
 
-def _folded(layer: Any, norm: keras.layers.BatchNormalization) -> keras.Layer:
+def folded(layer: Any, norm: keras.layers.BatchNormalization) -> keras.Layer:
+    """Returns the linear layer that computes what `layer` and then `norm` do at inference."""
     mean = keras.ops.convert_to_numpy(norm.moving_mean)
     deviation = np.sqrt(keras.ops.convert_to_numpy(norm.moving_variance) + norm.epsilon)
     gamma = keras.ops.convert_to_numpy(norm.gamma) if norm.scale else np.ones_like(mean)

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from tfkit.compression.block_pruning import BlockPruning
-from tfkit.compression.sparse_storage import SparsifyError, sparsify, sparsify_bytes, zero_blocks
 from tfkit.export import convert
 from tfkit.export.runner import Runner
+from tfkit.export.sparse_storage import SparsifyError, sparsify, sparsify_bytes, zero_blocks
 
 
 def network(block):
