@@ -622,43 +622,44 @@ def quadratic():
     return model
 
 
-def test_sensitivity_is_the_loss_with_one_layer_changed():
+def test_sensitivity_is_the_divergence_with_one_layer_changed():
     model, rng = quadratic(), np.random.default_rng(1)
-    x, y = rng.normal(size=(40, 6)).astype("float32"), rng.integers(0, 3, 40)
+    x = rng.normal(size=(40, 6)).astype("float32")
     before = model.get_weights()
-    measured = sensitivity.measure(model, x, y, output="logits", samples=30)
+    measured = sensitivity.measure(model, x, output="logits", samples=30)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
-    def loss(kernels):
+    def probabilities(kernels):
         hidden = np.maximum(x[:30] @ kernels[0] + before[1], 0)
         logits = (hidden @ kernels[1] + before[3]).astype(np.float64)
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(30), y[:30]]))
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
 
     kernels = [before[0], before[2]]
-    assert measured.samples == 30 and measured.loss == pytest.approx(loss(kernels), rel=1e-5)
+    base = probabilities(kernels)
+    assert measured.samples == 30
     for position, row in enumerate(measured.layers):
         kernel = kernels[position]
         smallest = np.sort(np.abs(kernel).ravel())[round(0.8 * kernel.size)]
         step = np.abs(kernel).max(axis=0) / 3
         u, s, v = np.linalg.svd(kernel, full_matrices=False)
         half = round(len(s) / 2 + 1e-9)
-        for changed, risen in (
-            (np.where(np.abs(kernel) < smallest, 0, kernel), row.pruned_loss),
-            (np.round(kernel / step) * step, row.quantized_loss),
-            (u[:, :half] * s[:half] @ v[:half], row.low_rank_loss),
+        for changed, measured_divergence in (
+            (np.where(np.abs(kernel) < smallest, 0, kernel), row.pruned),
+            (np.round(kernel / step) * step, row.quantized),
+            (u[:, :half] * s[:half] @ v[:half], row.low_rank),
         ):
             now = [changed if index == position else other for index, other in enumerate(kernels)]
-            assert risen == pytest.approx(loss(now) - loss(kernels), abs=1e-4)
+            expected = np.mean(np.sum(base * np.log(base / probabilities(now)), axis=1))
+            assert measured_divergence == pytest.approx(expected, rel=1e-3, abs=1e-6)
         pruned = np.where(np.abs(kernel) < smallest, 0, kernel)
-        expected = max(row.pruned_loss, 0) / np.sum((pruned - kernel) ** 2)
-        assert row.pruned_curvature == pytest.approx(expected, rel=1e-4)
+        assert row.pruned_curvature == pytest.approx(row.pruned / np.sum((pruned - kernel) ** 2), rel=1e-4)
 
 
 def minded(**curvatures):
     rows = [sensitivity.LayerSensitivity(name, 1, 0.1, 0.1, 0.1, value, value) for name, value in curvatures.items()]
-    return sensitivity.Sensitivity(1.0, 10, tuple(rows))
+    return sensitivity.Sensitivity(10, tuple(rows))
 
 
 def test_zeros_go_where_they_cost_least():
@@ -772,3 +773,13 @@ def test_measuring_takes_known_packed_sizes(searched, blobs):
     assert export.measure(file, blobs.x_test[:4], packed_bytes=[123]).packed_bytes == 123
     with pytest.raises(ValueError, match="packed_bytes"):
         export.measure(file, blobs.x_test[:4], packed_bytes=[1, 2])
+
+
+@pytest.mark.parametrize("output", ["logits", "softmax", "sigmoid"])
+def test_probabilities_of_every_kind_of_output(output):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(5, 1 if output == "sigmoid" else 3)).astype("float32")
+    given = {"logits": lambda x: x, "softmax": keras.ops.softmax, "sigmoid": keras.ops.sigmoid}[output](logits)
+    both = np.concatenate([np.zeros_like(logits), logits], -1) if output == "sigmoid" else logits
+    expected = np.exp(both) / np.exp(both).sum(-1, keepdims=True)
+    np.testing.assert_allclose(np.exp(sensitivity.log_probabilities(given, output)), expected, rtol=1e-5)

@@ -378,13 +378,13 @@ class _Halving:
         noted = self.space.note("sensitivity")
         if noted is not None:
             layers = tuple(sensitivity.LayerSensitivity(**row) for row in noted["layers"])
-            return sensitivity.Sensitivity(noted["loss"], noted["samples"], layers)
+            return sensitivity.Sensitivity(noted["samples"], layers)
         data = self.job.data
         self.maker.tell("measuring how much each layer minds")
-        minded = sensitivity.measure(model, data.x_validation, data.y_validation, output=self.maker.loss)
+        minded = sensitivity.measure(model, data.x_validation, output=self.maker.loss)
         self.space.save_note(
             "sensitivity",
-            {"loss": minded.loss, "samples": minded.samples, "layers": [row._asdict() for row in minded.layers]},
+            {"samples": minded.samples, "layers": [row._asdict() for row in minded.layers]},
         )
         return minded
 

@@ -1,8 +1,10 @@
 """How much each layer minds being compressed, and how zeros and bits are shared out over the layers by that.
 
-One layer at a time is pruned, quantized or cut to half its rank, without training, and the loss on held-out examples is
-taken. Of a small change the loss rises by about curvature times squared distance; the curvature of a layer found so is
-what ranks its weights beside those of other layers, as in LeCun, Denker, Solla. Optimal brain damage. NIPS 1989,
+One layer at a time is pruned, quantized or cut to half its rank, without training, and the Kullback-Leibler divergence
+of the predictions from those of the model as it was is taken over held-out examples. The loss itself will not do: that
+of an overconfident model falls when it is damaged a little. Of a small change the divergence is about curvature times
+squared distance; the curvature of a layer found so is what ranks its weights beside those of other layers, as in LeCun,
+Denker, Solla. Optimal brain damage. NIPS 1989,
 https://proceedings.neurips.cc/paper/1989/hash/6c9882bbac1c7093bd25041881277658-Abstract.html, with one curvature for a
 layer instead of one for each weight.
 """
@@ -32,16 +34,16 @@ class LayerSensitivity(NamedTuple):
     Attributes:
         layer: its name.
         weights: how many.
-        pruned_loss, quantized_loss, low_rank_loss: by how much the held-out loss rises with 80 % of its weights zero,
-            with 3 bits a weight, and with half its rank (0 where there is no rank to halve).
+        pruned, quantized, low_rank: divergence in nats with 80 % of its weights zero, with 3 bits a weight, and with
+            half its rank (0 where there is no rank to halve).
         pruned_curvature, quantized_curvature: the first two, over the squared distance that the weights moved.
     """
 
     layer: str
     weights: int
-    pruned_loss: float
-    quantized_loss: float
-    low_rank_loss: float
+    pruned: float
+    quantized: float
+    low_rank: float
     pruned_curvature: float
     quantized_curvature: float
 
@@ -50,12 +52,10 @@ class Sensitivity(NamedTuple):
     """The layers of a model, in the order of computation.
 
     Attributes:
-        loss: of the model as it is.
-        samples: held-out examples it was taken over.
+        samples: examples it was taken over.
         layers: a row a layer.
     """
 
-    loss: float
     samples: int
     layers: tuple[LayerSensitivity, ...]
 
@@ -70,12 +70,12 @@ def kernels(model: keras.Model) -> dict[str, list[np.ndarray]]:
     return found
 
 
-def measure(model: keras.Model, x: np.ndarray, y: np.ndarray, *, output: str, samples: int = 256) -> Sensitivity:
+def measure(model: keras.Model, x: np.ndarray, *, output: str, samples: int = 512) -> Sensitivity:
     """Measures a model layer by layer.
 
     Args:
         model: a plain classifier; it is not changed.
-        x, y: held-out examples (examples, ...) and labels (examples,); the first `samples` are used.
+        x: held-out examples (examples, ...); the first `samples` are used.
         output: what the model gives: `"logits"`, `"softmax"` or `"sigmoid"`.
         samples: at most this many.
 
@@ -83,20 +83,18 @@ def measure(model: keras.Model, x: np.ndarray, y: np.ndarray, *, output: str, sa
         A row for each layer with compressible weights.
     """
     copy = surgery.rebuild(model)
-    inputs, labels = tf.constant(x[:samples]), tf.constant(y[:samples])
-    loss_of: Any = keras.losses.SparseCategoricalCrossentropy(from_logits=output == "logits")
-    if output == "sigmoid":
-        loss_of = keras.losses.BinaryCrossentropy()
+    inputs = tf.constant(x[:samples])
 
     @tf.function
     def compiled() -> tf.Tensor:
-        outputs = copy(inputs, training=False)
-        return loss_of(labels[:, None] if output == "sigmoid" else labels, outputs)
+        return log_probabilities(copy(inputs, training=False), output)
 
-    def loss() -> float:
-        return float(np.nan_to_num(compiled().numpy(), nan=1e3, posinf=1e3))
+    base = compiled().numpy().astype(np.float64)
 
-    base = loss()
+    def divergence() -> float:
+        gap = np.sum(np.exp(base) * (base - compiled().numpy()), axis=-1)
+        return float(np.mean(np.nan_to_num(gap, nan=1e3, posinf=1e3)))
+
     rows = []
     variables: dict[str, list[Any]] = {}
     for layer in surgery.leaf_layers(copy):
@@ -109,25 +107,35 @@ def measure(model: keras.Model, x: np.ndarray, y: np.ndarray, *, output: str, sa
             "quantized": [rounded(value, QUANTIZED_BITS) for value in values],
             "low_rank": [_half_rank(value) for value in values],
         }
-        risen, distance = {}, {}
+        moved, distance = {}, {}
         for kind, changed in changes.items():
             distance[kind] = sum(float(np.sum((a - b) ** 2)) for a, b in zip(values, changed, strict=True))
             for variable, value in zip(held, changed, strict=True):
                 variable.assign(value)
-            risen[kind] = loss() - base if distance[kind] > 0 else 0.0
+            moved[kind] = max(divergence(), 0.0) if distance[kind] > 0 else 0.0
         for variable, value in zip(held, values, strict=True):
             variable.assign(value)
         rows.append(
             LayerSensitivity(
                 name,
                 sum(value.size for value in values),
-                risen["pruned"],
-                risen["quantized"],
-                risen["low_rank"],
-                *(max(risen[kind], 0.0) / max(distance[kind], 1e-12) for kind in ("pruned", "quantized")),
+                moved["pruned"],
+                moved["quantized"],
+                moved["low_rank"],
+                *(moved[kind] / max(distance[kind], 1e-12) for kind in ("pruned", "quantized")),
             )
         )
-    return Sensitivity(base, len(inputs), tuple(rows))
+    return Sensitivity(len(inputs), tuple(rows))
+
+
+def log_probabilities(outputs: Any, output: str) -> tf.Tensor:
+    """Returns the logarithms of a classifier's probabilities, (examples, classes), of any of the forms of `measure`."""
+    outputs = tf.cast(outputs, "float32")
+    if output == "logits":
+        return tf.nn.log_softmax(outputs)
+    if output == "sigmoid":
+        outputs = tf.concat([1.0 - outputs, outputs], axis=-1)
+    return tf.math.log(tf.maximum(outputs, keras.config.epsilon()))
 
 
 def rounded(value: np.ndarray, bits: int) -> np.ndarray:
@@ -145,7 +153,7 @@ def _half_rank(value: np.ndarray) -> np.ndarray:
 
 
 def curvatures(sensitivity: Sensitivity, kind: str) -> dict[str, float]:
-    """Returns the curvature of each layer; `kind` is `"pruned"` or `"quantized"`. Noise below zero is lifted."""
+    """Returns the curvature of each layer; `kind` is `"pruned"` or `"quantized"`. One of zero is lifted."""
     found = {row.layer: float(getattr(row, f"{kind}_curvature")) for row in sensitivity.layers}
     positive = [value for value in found.values() if value > 0]
     least = LEAST_CURVATURE * float(np.median(positive)) if positive else 1.0

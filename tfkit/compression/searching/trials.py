@@ -194,7 +194,7 @@ class Prediction(NamedTuple):
     Attributes:
         packed_bytes: of the file, about.
         latency_ratio: over float32, about.
-        loss: by how much the held-out loss would rise without training.
+        loss: by how much the predictions would diverge without training, in nats.
     """
 
     packed_bytes: float
@@ -251,10 +251,10 @@ class Predictor:
             elif "macs" in arguments:
                 gone_share = 1.0 - arguments["macs"]
                 factor, latency = factor * (1 - gone_share), latency * (1 - 0.7 * gone_share)
-                loss += gone_share / PRUNED_SHARE * sum(max(row.pruned_loss, 0.0) for row in self.sensitivity.layers)
+                loss += gone_share / PRUNED_SHARE * sum(row.pruned for row in self.sensitivity.layers)
             elif "budget" in arguments:
                 factor *= arguments["budget"]
-                loss += sum(max(row.low_rank_loss, 0.0) for row in self.sensitivity.layers)
+                loss += sum(row.low_rank for row in self.sensitivity.layers)
         size = sum(
             value.size * (_entropy(kept[name]) + kept[name] * bits[name]) / 8 for name, value in self.weights.items()
         )
