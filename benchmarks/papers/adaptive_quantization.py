@@ -1,13 +1,14 @@
 """Reproduces the MNIST row of Adaptive Quantization (Khoram, Li, https://openreview.net/forum?id=SyOK1Sg0W).
 
-    python benchmarks/papers/adaptive_quantization.py            # LeNet-5, 3 seeds; about ten minutes on one core
+    python benchmarks/papers/adaptive_quantization.py            # LeNet-5, 3 seeds; about twenty minutes on one core
     python benchmarks/papers/adaptive_quantization.py --quick    # one seed, few epochs, embedded digits: does it run?
 
 A trained LeNet-5 is quantized with a precision of its own for each weight, converted to `.tflite`, packed, unpacked,
 and the unpacked file is run over the official test set. `ratio` is 32 bits a parameter, biases included, over the bytes
 of the packed file, graph and all. Beside it stand the count of bits with side information (`storage`), and the one
-without, which is what the paper counts. The bound on the training loss is the largest of `CANDIDATES` that costs
-nothing on held-out training digits, with one more seed; the test set takes no part in that choice.
+without, which is what the paper counts. Both networks are trained on the same digits, shifted by up to two pixels. The
+bound on the training loss is the largest of `CANDIDATES` that costs no more than in the paper on held-out training
+digits, with one more seed; the test set takes no part in that choice.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import keras
 import numpy as np
 
 from benchmarks import common
+from benchmarks.papers.qnn import Shifted
 from tfkit import data, models
 from tfkit.compression import AdaptiveQuantization
 from tfkit.compression.adaptive_quantization import storage
@@ -36,13 +38,13 @@ from tfkit.internal import surgery
 
 CHOICE_SEED = 100
 HELD_OUT = 0.2
-CANDIDATES = (0.08, 0.05, 0.03, 0.02)
+CANDIDATES = (0.1, 0.07, 0.05, 0.035)
 FLOAT_EPOCHS = 12
 EPOCHS = 16
 #: Epochs of these that end with new tolerances; the rest is trained with the last ones.
 ROUNDS = 10
 #: The MNIST row of the paper's table: 60,000 digits.
-PAPER = {"network": "LeNet-5", "ratio": 64, "baseline_error_percent": 0.65, "error_percent": 0.77}
+PAPER: dict[str, Any] = {"network": "LeNet-5", "ratio": 64, "baseline_error_percent": 0.65, "error_percent": 0.77}
 
 
 def train(
@@ -50,15 +52,16 @@ def train(
 ) -> dict[str, list[float]]:
     """Adam with cosine decay, batches of 64; returns what was logged, by epoch."""
     keras.utils.set_random_seed(seed)
-    schedule = keras.optimizers.schedules.CosineDecay(1e-3, epochs * -(-len(x) // 64))
+    batches = Shifted(x, y, seed)
+    schedule = keras.optimizers.schedules.CosineDecay(1e-3, epochs * len(batches))
     model.compile(keras.optimizers.Adam(schedule), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    logged = model.fit(x, y, batch_size=64, epochs=epochs, verbose=0, callbacks=list(callbacks)).history
+    logged = model.fit(batches, epochs=epochs, verbose=0, shuffle=False, callbacks=list(callbacks)).history
     return {name: [round(float(value), 5) for value in values] for name, values in logged.items()}
 
 
 def baseline(x: np.ndarray, y: np.ndarray, epochs: int, seed: int, cache: Path | None) -> keras.Model:
     """Trains the float network, or takes it from the cache."""
-    path = cache / f"lenet5_{len(x)}_{epochs}_{seed}.keras" if cache else None
+    path = cache / f"lenet5_shifted_{len(x)}_{epochs}_{seed}.keras" if cache else None
     if path is not None and path.exists():
         return keras.saving.load_model(path)
     model = models.get("lenet5")(seed=seed)
@@ -117,7 +120,7 @@ def widths(model: keras.Model) -> dict[str, dict[str, float]]:
 def choose(
     x: np.ndarray, y: np.ndarray, candidates: tuple[float, ...], float_epochs: int, epochs: int, cache: Path | None
 ) -> dict[str, Any]:
-    """Picks the largest bound that loses nothing on held-out digits; the smallest if all do."""
+    """Picks the largest bound that loses no more than in the paper on held-out digits; the smallest if all do."""
     cut = round(len(x) * (1 - HELD_OUT))
     model = baseline(x[:cut], y[:cut], float_epochs, CHOICE_SEED, cache)
     error = error_percent(model.predict(x[cut:], verbose=0), y[cut:])
@@ -133,7 +136,7 @@ def choose(
         rows.append(row)
         say(f"choice, loss bound {bound}: {row['error_percent']:.2f} % held-out error "
             f"(float {error:.2f} %), {row['storage_ratio']:.1f}x by count; zeros {rounds['zeros']}")  # fmt: skip
-        if rows[-1]["error_percent"] <= error:
+        if rows[-1]["error_percent"] <= error + PAPER["error_percent"] - PAPER["baseline_error_percent"] + 1e-9:
             break
     return {
         "held_out_digits": len(x) - cut,
