@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from tfkit.compression.base import Compressor, NoEffectWarning
 from tfkit.compression.fake_quantize import QuantizedGrid
-from tfkit.compression.quantization_aware import WEIGHTED
+from tfkit.compression.quantized_layers import WEIGHTED
 from tfkit.compression.reparameterized import Reparameterized, WeightTransform
 from tfkit.internal import checks, surgery
 

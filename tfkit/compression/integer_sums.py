@@ -1,7 +1,7 @@
 """Sums that a file and Keras agree on: biases in whole steps, and odd sums before a sign.
 
-Used by `qnn.py`, whose file runs on int8 kernels: those add int32 products of integers and an int32 bias, and the sign
-of such a sum is exact if it never is zero.
+Used where weights or activations have fewer than 8 bits. The file runs on int8 kernels, which add int32 products of
+integers and an int32 bias; the sign of such a sum is exact if it never is zero.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfkit.compression.fake_quantize import QuantizedGrid, channel_view
+from tfkit.compression.fake_quantize import FakeQuantize, QuantizedGrid, channel_view
 from tfkit.compression.low_precision import IntegerSign, levels
-from tfkit.compression.quantization_aware import SAME_GRID, WEIGHTED
+from tfkit.compression.quantized_layers import SAME_GRID, WEIGHTED
 from tfkit.internal import folding, surgery
 
 #: Layers whose thresholds can be made integers.
@@ -24,14 +24,24 @@ CHANNEL_SCALES = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 LARGEST_INPUT = 255
 
 
+def whole_biases(model: keras.Model) -> keras.Model:
+    """Puts every bias on the grid on which the file adds it, where weights and inputs are on grids of their own."""
+    return _changed(model, signs=False)
+
+
 def integer_sums(model: keras.Model) -> keras.Model:
-    """Puts every bias on the grid on which the file adds it, and makes the sums before each `IntegerSign` odd."""
+    """Does what `whole_biases` does, and makes the sums before each `IntegerSign` odd."""
+    return _changed(model, signs=True)
+
+
+def _changed(model: keras.Model, signs: bool) -> keras.Model:
     changed: dict[int, Any] = {}
     for layer, reader in readers(model).items():
         grid = getattr(layer, surgery.constraint_name(layer, "kernel"), None)
-        if isinstance(grid, QuantizedGrid) and isinstance(layer, SIGNED):
-            change = _odd if isinstance(reader, IntegerSign) else _whole
-            changed[id(layer)] = change(layer, grid, _input_step(layer))
+        step = _input_step(layer) if isinstance(grid, QuantizedGrid) and isinstance(layer, SIGNED) else None
+        if isinstance(grid, QuantizedGrid) and step is not None:
+            change = _odd if signs and isinstance(reader, IntegerSign) else _whole
+            changed[id(layer)] = change(layer, grid, step)
     return surgery.rebuild(model, lambda layer: changed.get(id(layer)))
 
 
@@ -92,17 +102,21 @@ def _odd(layer: Any, grid: QuantizedGrid, step: float) -> keras.Layer:
     return odd
 
 
-def _input_step(layer: Any) -> float:
-    """Returns the step of the grid on which the inputs of a layer are."""
-    tensor = layer.input
-    while True:
-        operation, index, _ = tensor._keras_history
-        if type(operation).__name__ not in SAME_GRID:
-            break
-        tensor = operation._inbound_nodes[index].input_tensors[0]
+def _input_step(layer: Any) -> float | None:
+    """Returns the step of the grid on which the inputs of a layer are; None if it reads several, or a float."""
+    steps = {_step_of(tensor) for node in layer._inbound_nodes for tensor in node.input_tensors}
+    return steps.pop() if len(steps) == 1 else None
+
+
+def _step_of(tensor: Any) -> float | None:
+    operation, index, _ = tensor._keras_history
+    while type(operation).__name__ in SAME_GRID:
+        operation, index, _ = operation._inbound_nodes[index].input_tensors[0]._keras_history
     if isinstance(operation, IntegerSign):
         return operation.step
-    return (operation.maximum - operation.minimum) / (2**operation.bits - 1)
+    if isinstance(operation, FakeQuantize) and operation.minimum is not None and operation.maximum is not None:
+        return float(operation.maximum - operation.minimum) / (2**operation.bits - 1)
+    return None
 
 
 def readers(model: keras.Model) -> dict[Any, Any]:

@@ -24,7 +24,8 @@ from tfkit.compression.base import setting_for
 from tfkit.compression.clustering import is_clustered
 from tfkit.compression.equalization import EqualizedPair, equalize_in_place
 from tfkit.compression.fake_quantize import FakeQuantize, QuantizedGrid, channel_view, weight_scale
-from tfkit.compression.quantization_aware import WEIGHTED, QuantizationAware, has_channel_scales, split_separable
+from tfkit.compression.quantization_aware import QuantizationAware, split_separable
+from tfkit.compression.quantized_layers import WEIGHTED, has_channel_scales
 from tfkit.compression.reparameterized import Reparameterized, WeightTransform
 from tfkit.internal import checks, folding, surgery
 

@@ -27,13 +27,8 @@ from tfkit.compression.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from tfkit.compression.integer_sums import SIGNED, integer_sums, readers
 from tfkit.compression.low_precision import LowPrecisionActivation, LowPrecisionWeight
 from tfkit.compression.pruning import is_sparse
-from tfkit.compression.quantization_aware import (
-    WEIGHTED,
-    QuantizationAware,
-    Role,
-    has_channel_scales,
-    split_separable,
-)
+from tfkit.compression.quantization_aware import QuantizationAware, Role, split_separable
+from tfkit.compression.quantized_layers import WEIGHTED, has_channel_scales
 from tfkit.compression.reparameterized import Reparameterized, WeightTransform
 from tfkit.compression.shift_based import ShiftBatchNormalization
 from tfkit.internal import checks, folding, surgery

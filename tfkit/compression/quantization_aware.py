@@ -20,24 +20,11 @@ import numpy as np
 from tfkit.compression.base import Compressor
 from tfkit.compression.clustering import is_clustered
 from tfkit.compression.fake_quantize import FakeQuantize, FakeQuantizeWeight
+from tfkit.compression.integer_sums import whole_biases
+from tfkit.compression.quantized_layers import SAME_GRID, WEIGHTED, has_channel_scales
 from tfkit.compression.reparameterized import WeightTransform
 from tfkit.internal import folding, surgery
 
-#: Their integer kernels take one scale for the whole weight only.
-PER_TENSOR = (keras.layers.EinsumDense, keras.layers.Conv2DTranspose)
-WEIGHTED = (
-    keras.layers.Dense,
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.DepthwiseConv2D,
-    *PER_TENSOR,
-)
-#: Move or select values: their output lies on the grid of their input.
-SAME_GRID = {
-    "MaxPooling1D", "MaxPooling2D", "GlobalMaxPooling1D", "GlobalMaxPooling2D", "Flatten", "Reshape", "Permute",
-    "ZeroPadding1D", "ZeroPadding2D", "Cropping1D", "Cropping2D", "RepeatVector", "Identity", "Dropout",
-    "SpatialDropout1D", "SpatialDropout2D", "Transpose", "Squeeze", "ExpandDims", "ActivityRegularization",
-}  # fmt: skip
 #: Compute new values with an integer kernel, and so need a grid for their output.
 REQUANTIZED = {
     "Add", "Subtract", "Multiply", "Concatenate", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "ReLU", "Relu",
@@ -158,7 +145,9 @@ class QuantizationAware(Compressor):
         """
         plain = super().finalize(model)
         frozen = surgery.rebuild(plain, lambda layer: layer.freeze() if hasattr(layer, "freeze") else None)
-        return folding.fold_batch_normalization(frozen)
+        folded = folding.fold_batch_normalization(frozen)
+        # A step of few bits is wide enough for the rounding of a bias to show.
+        return whole_biases(folded) if min(self.bits, self.activation_bits) < 8 else folded
 
     def report(self) -> list[QuantizationRow]:
         """Returns, for the last model prepared, what was quantized, what stays in float, and why."""
@@ -356,16 +345,6 @@ class _Rewriter:
 
     def note(self, layer: Any, status: str, note: str) -> None:
         self.rows[layer.name] = QuantizationRow(layer.name, type(layer).__name__, status, note)
-
-
-def has_channel_scales(layer: keras.Layer, bits: int) -> bool:
-    """Whether a file can hold one scale for each output channel of a kernel with integers of this width.
-
-    The converter is told them for 2-D convolutions; for other layers it takes max|w| / 127, the 8-bit grid.
-    """
-    if isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
-        return True
-    return bits == 8 and not isinstance(layer, PER_TENSOR)
 
 
 def _is_tensor(x: Any) -> bool:

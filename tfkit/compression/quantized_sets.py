@@ -14,7 +14,7 @@ import numpy as np
 from tfkit.compression.base import Compressor, copy_wrapped, setting_for
 from tfkit.compression.fake_quantize import FakeQuantizeWeight, QuantizedGrid
 from tfkit.compression.pruning import is_sparse
-from tfkit.compression.quantization_aware import WEIGHTED
+from tfkit.compression.quantized_layers import WEIGHTED
 from tfkit.compression.reparameterized import Reparameterized, WeightTransform
 from tfkit.internal import checks, surgery
 

@@ -33,7 +33,8 @@ from tfkit.compression.base import copy_wrapped
 from tfkit.compression.fake_quantize import FakeQuantize, QuantizedGrid, fake_quantize
 from tfkit.compression.low_precision import best_unit
 from tfkit.compression.masking import is_sparse
-from tfkit.compression.quantization_aware import WEIGHTED, QuantizationAware, Role
+from tfkit.compression.quantization_aware import QuantizationAware, Role
+from tfkit.compression.quantized_layers import WEIGHTED
 from tfkit.compression.reparameterized import WeightTransform
 from tfkit.internal import checks, surgery
 

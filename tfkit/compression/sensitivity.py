@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from tfkit.compression import calibration
 from tfkit.compression.fake_quantize import QuantizedGrid, weight_scale
-from tfkit.compression.quantization_aware import WEIGHTED, QuantizationAware, has_channel_scales, split_separable
+from tfkit.compression.quantization_aware import QuantizationAware, split_separable
+from tfkit.compression.quantized_layers import WEIGHTED, has_channel_scales
 from tfkit.internal import checks, folding, surgery
 
 METRICS = ("mse", "kl", "loss")
