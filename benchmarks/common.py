@@ -90,3 +90,8 @@ def write_result(path: Path | str, figures: Mapping[str, float], **rest: Any) ->
     words = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
     command = " ".join(["python", name, *words])
     return write_json(path, {"figures": dict(figures), "machine": machine(), "command": command, **rest})
+
+
+def say(text: str) -> None:
+    """Prints a line at once, so that who waits sees it."""
+    print(text, flush=True)

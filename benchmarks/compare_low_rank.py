@@ -29,6 +29,7 @@ import keras
 import numpy as np
 
 from benchmarks import common
+from benchmarks.common import say
 from tfkit import data, models
 from tfkit.compression import LowRank, distill
 from tfkit.export import convert, pack, unpack
@@ -225,10 +226,6 @@ class Experiment:
             for name, key in (("teacher", "distillation_gain_points"), ("teacher_and_hint", "hint_gain_points")):
                 gains = [r["labels"]["test_error_percent"] - r[name]["test_error_percent"] for r in runs]
                 self.figures[key] = float(np.mean(gains))
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ import keras
 import numpy as np
 
 from benchmarks import common
+from benchmarks.common import say
 from tfkit import data, models
 from tfkit.compression import PostTrainingQuantization, layer_sensitivity
 from tfkit.compression.equalization import find_pairs
@@ -185,10 +186,6 @@ def main() -> None:
                 f"{row['weight_bits']:.2f} bits a weight")  # fmt: skip
             save()
     say(f"written: {arguments.out}")
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import keras
 import numpy as np
 
 from benchmarks import common
+from benchmarks.common import say
 from tfkit import data, models
 from tfkit.compression.base import Compressor
 from tfkit.compression.block_pruning import BlockPruning, NMPruning
@@ -177,10 +178,6 @@ def print_table(runs: dict[str, Any]) -> None:
     for method in METHODS:
         cells = [errors.get(f"{method} {share:.0%}") for share in SHARES]
         say(f"  {method:<24}" + "".join(f"{cell:>8.2f}" if cell is not None else f"{'':>8}" for cell in cells))
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import keras
 
 from benchmarks import common
+from benchmarks.common import say
 from tfkit import data, export, models
 from tfkit.compression.search import Augmentation, SearchResult, Settings, Step, Trial, search
 from tfkit.compression.searching.finetuning import FineTuning
@@ -304,10 +305,6 @@ def reporter(what: str) -> Any:
         last = step
 
     return tell
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

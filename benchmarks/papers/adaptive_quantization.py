@@ -28,7 +28,8 @@ import keras
 import numpy as np
 
 from benchmarks import common
-from benchmarks.papers.qnn import Shifted
+from benchmarks.common import say
+from benchmarks.networks import Shifted, kept
 from tfkit import data, models
 from tfkit.compression import AdaptiveQuantization
 from tfkit.compression.adaptive_quantization import storage
@@ -61,15 +62,13 @@ def train(
 
 def baseline(x: np.ndarray, y: np.ndarray, epochs: int, seed: int, cache: Path | None) -> keras.Model:
     """Trains the float network, or takes it from the cache."""
-    path = cache / f"lenet5_shifted_{len(x)}_{epochs}_{seed}.keras" if cache else None
-    if path is not None and path.exists():
-        return keras.saving.load_model(path)
-    model = models.get("lenet5")(seed=seed)
-    train(model, x, y, epochs, seed)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        model.save(path)
-    return model
+
+    def make() -> keras.Model:
+        model = models.get("lenet5")(seed=seed)
+        train(model, x, y, epochs, seed)
+        return model
+
+    return kept(cache, f"lenet5_shifted_{len(x)}_{epochs}_{seed}", make)
 
 
 def compress(
@@ -144,10 +143,6 @@ def choose(
         "candidates": rows,
         "picked": rows[-1]["loss_bound"],
     }
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def main() -> None:

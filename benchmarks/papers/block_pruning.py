@@ -34,6 +34,7 @@ import keras
 import numpy as np
 
 from benchmarks import common
+from benchmarks.common import say
 from tfkit import data
 from tfkit.compression.block_pruning import BlockPruning, block_mask
 from tfkit.compression.pruning import MagnitudePruning
@@ -289,10 +290,6 @@ def figures_of(rows: dict[str, Any]) -> dict[str, float]:
         "block_fc_packed_ratio": headline_["packed_ratio"],
         "block_fc_error_change_points": float(block - dense),
     }
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def print_tables(figures: dict[str, float], rows: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ import numpy as np
 import zstandard
 
 from benchmarks import common
+from benchmarks.common import say
 from tfkit import data, models
 from tfkit.compression import DeepCompression
 from tfkit.export import convert, pack, unpack
@@ -311,10 +312,6 @@ def print_tables(results: dict[str, Any]) -> None:
 
 def _cell(value: float | None) -> str:
     return f"{value:<5.2f}" if value is not None else "rest "
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ import keras
 import numpy as np
 
 from benchmarks import common
+from benchmarks.common import say
+from benchmarks.networks import kept
 from tfkit import data, models
 from tfkit.compression import BinaryConnect, ProxQuant
 from tfkit.compression.quantized_sets import SetQuantizer
@@ -106,18 +108,6 @@ def train(
     schedule = keras.optimizers.schedules.CosineDecay(rate, epochs * len(batches), alpha=0.01)
     model.compile(keras.optimizers.Adam(schedule), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(batches, epochs=epochs, verbose=0, shuffle=False, callbacks=list(callbacks))
-
-
-def kept(cache: Path | None, name: str, make: Any) -> keras.Model:
-    """Returns the cached model of this name, or makes and caches it."""
-    path = cache / f"{name}.keras" if cache else None
-    if path is not None and path.exists():
-        return keras.saving.load_model(path)
-    model = make()
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        model.save(path)
-    return model
 
 
 def float_network(x: np.ndarray, y: np.ndarray, plan: Plan, seed: int, cache: Path | None) -> keras.Model:
@@ -211,10 +201,6 @@ def averaged(x: np.ndarray, size: int) -> np.ndarray:
     """Returns images of size x size pixels, each the mean of a square of pixels."""
     factor = x.shape[1] // size
     return np.ascontiguousarray(x.reshape(len(x), size, factor, size, factor, x.shape[-1]).mean(axis=(2, 4)))
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def main() -> None:

@@ -35,6 +35,8 @@ import keras
 import numpy as np
 
 from benchmarks import common
+from benchmarks.common import say
+from benchmarks.networks import kept
 from tfkit import data, models
 from tfkit.compression import StructuredPruning
 from tfkit.compression.searching.finetuning import Augmentation, FineTuning
@@ -85,18 +87,6 @@ def train(model: keras.Model, dataset: Any, plan: Plan, epochs: int, rate: float
         dataset, epochs=epochs, learning_rate=rate, batch_size=plan.batch_size, seed=seed, augment=plan.augment
     )
     tuning(model)
-    return model
-
-
-def kept(folder: Path | None, name: str, make: Any) -> keras.Model:
-    """Returns the network kept under this name, or makes and keeps it."""
-    path = folder / f"{name}.keras" if folder else None
-    if path is not None and path.exists():
-        return keras.saving.load_model(path)
-    model = make()
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        model.save(path)
     return model
 
 
@@ -209,10 +199,6 @@ def block_part(measured: Path | None, quick: bool) -> tuple[dict[str, float], di
 def write(path: Path, part: dict[str, Any]) -> None:
     rest = {key: value for key, value in part.items() if key != "figures"}
     common.write_result(path, part["figures"], **rest)
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def main() -> None:

@@ -34,6 +34,8 @@ import keras
 import numpy as np
 
 from benchmarks import common
+from benchmarks.common import say
+from benchmarks.networks import Shifted
 from tfkit import data
 from tfkit.compression import QuantizedNeuralNetwork
 from tfkit.export import convert, pack, verify
@@ -74,31 +76,6 @@ def network(seed: int) -> keras.Model:
     x = layers.BatchNormalization(momentum=0.9, name="fc1_bn")(x)
     x = layers.ReLU(name="fc1_relu")(x)
     return keras.Model(inputs, layers.Dense(10, name="logits")(x), name="lenet5_bn")
-
-
-class Shifted(keras.utils.PyDataset):
-    """Batches of digits, each digit moved by up to two pixels either way, anew in each epoch."""
-
-    def __init__(self, x: np.ndarray, y: np.ndarray, seed: int, batch_size: int = 64) -> None:
-        super().__init__()
-        self.rng = np.random.default_rng(seed)
-        self.original, self.labels, self.batch_size = x, y, batch_size
-        self.on_epoch_end()
-
-    def on_epoch_end(self) -> None:
-        moves = self.rng.integers(-2, 3, (len(self.original), 2))
-        self.moved = np.empty_like(self.original)
-        for move in np.unique(moves, axis=0):
-            here = (moves == move).all(axis=1)
-            self.moved[here] = np.roll(self.original[here], move, axis=(1, 2))  # The border is black.
-        self.order = self.rng.permutation(len(self.original))
-
-    def __len__(self) -> int:
-        return -(-len(self.original) // self.batch_size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.moved[chosen], self.labels[chosen]
 
 
 def train(model: keras.Model, x: np.ndarray, y: np.ndarray, epochs: int, rate: float, seed: int) -> keras.Model:
@@ -205,10 +182,6 @@ def choose(runs: Runs, name: str) -> None:
     """Prints the accuracy on held-out digits with each learning rate."""
     for rate in CANDIDATES:
         say(f"{name}, rate {rate:g}: {runs.held_out(name, rate):.2f} % of held-out digits")
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def main() -> None:

@@ -30,6 +30,8 @@ import keras
 import numpy as np
 
 from benchmarks import common
+from benchmarks.common import say
+from benchmarks.networks import kept
 from tfkit import data, models
 from tfkit.compression import RelaxedQuantization
 from tfkit.export import convert, pack, verify
@@ -111,18 +113,6 @@ def trainer(x: np.ndarray, y: np.ndarray, epochs: int, seed: int, rate: float = 
         model.fit(batches, epochs=epochs, verbose=0, shuffle=False, callbacks=callbacks)
 
     return fit
-
-
-def kept(cache: Path | None, name: str, make: Callable[[], keras.Model]) -> keras.Model:
-    """Returns the cached model of this name, or makes and caches it."""
-    path = cache / f"{name}.keras" if cache else None
-    if path is not None and path.exists():
-        return keras.saving.load_model(path)
-    model = make()
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        model.save(path)
-    return model
 
 
 def float_start(x: np.ndarray, y: np.ndarray, plan: Plan, seed: int, cache: Path | None) -> keras.Model:
@@ -230,10 +220,6 @@ def run_seed(
             run[str(bits)]["test_error_percent"] - run[f"float_{epochs}_epochs"]["test_error_percent"]
         )
     return run
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def main() -> None:
