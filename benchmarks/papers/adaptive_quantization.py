@@ -39,7 +39,7 @@ from tfkit.internal import surgery
 
 CHOICE_SEED = 100
 HELD_OUT = 0.2
-CANDIDATES = (0.12, 0.09, 0.07, 0.05)
+CANDIDATES = (0.1, 0.07)
 FLOAT_EPOCHS = 12
 EPOCHS = 24
 #: Epochs of these that end with new tolerances; the rest is trained with the last ones.
