@@ -1,6 +1,6 @@
 """Compares ProxQuant with BinaryConnect, as Bai, Wang, Liberty do (https://arxiv.org/abs/1810.00861, section 4.1).
 
-    python benchmarks/papers/proxquant.py              # ResNet-8, 3 seeds; about a quarter of an hour on one core
+    python benchmarks/papers/proxquant.py              # ResNet-8, 6 seeds; about half an hour on one core
     python benchmarks/papers/proxquant.py --size 32    # the same on images of full size: five times as long
     python benchmarks/papers/proxquant.py --quick      # one seed, few epochs and images: does it run?
 
@@ -205,7 +205,7 @@ def averaged(x: np.ndarray, size: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4, 5])
     parser.add_argument("--quick", action="store_true", help="one seed, few epochs and images")
     parser.add_argument("--size", type=int, default=16, choices=(8, 16, 32), help="pixels of an image's side")
     parser.add_argument("--cache", type=Path, help="folder that keeps trained networks")
