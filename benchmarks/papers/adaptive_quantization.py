@@ -1,14 +1,14 @@
 """Reproduces the MNIST row of Adaptive Quantization (Khoram, Li, https://openreview.net/forum?id=SyOK1Sg0W).
 
-    python benchmarks/papers/adaptive_quantization.py            # LeNet-5, 3 seeds; about twenty minutes on one core
+    python benchmarks/papers/adaptive_quantization.py            # LeNet-5, 3 seeds; about half an hour on one core
     python benchmarks/papers/adaptive_quantization.py --quick    # one seed, few epochs, embedded digits: does it run?
 
 A trained LeNet-5 is quantized with a precision of its own for each weight, converted to `.tflite`, packed, unpacked,
 and the unpacked file is run over the official test set. `ratio` is 32 bits a parameter, biases included, over the bytes
 of the packed file, graph and all. Beside it stand the count of bits with side information (`storage`), and the one
 without, which is what the paper counts. Both networks are trained on the same digits, shifted by up to two pixels. The
-bound on the training loss is the largest of `CANDIDATES` that costs no more than in the paper on held-out training
-digits, with one more seed; the test set takes no part in that choice.
+bound on the training loss is the largest of `CANDIDATES` that costs nothing on held-out training digits, in the mean of
+two more seeds; the test set takes no part in that choice.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from tfkit.export import convert, pack, unpack
 from tfkit.export.runner import Runner
 from tfkit.internal import surgery
 
-CHOICE_SEED = 100
+CHOICE_SEEDS = (100, 101)
 HELD_OUT = 0.2
-CANDIDATES = (0.1, 0.07)
+CANDIDATES = (0.07, 0.05)
 FLOAT_EPOCHS = 12
-EPOCHS = 24
+EPOCHS = 26
 #: Epochs of these that end with new tolerances; the rest is trained with the last ones.
-ROUNDS = 12
+ROUNDS = 16
 #: The MNIST row of the paper's table: 60,000 digits.
-PAPER: dict[str, Any] = {"network": "LeNet-5", "ratio": 64, "baseline_error_percent": 0.65, "error_percent": 0.77}
+PAPER = {"network": "LeNet-5", "ratio": 64, "baseline_error_percent": 0.65, "error_percent": 0.77}
 
 
 def train(
@@ -119,27 +119,27 @@ def widths(model: keras.Model) -> dict[str, dict[str, float]]:
 def choose(
     x: np.ndarray, y: np.ndarray, candidates: tuple[float, ...], float_epochs: int, epochs: int, cache: Path | None
 ) -> dict[str, Any]:
-    """Picks the largest bound that loses no more than in the paper on held-out digits; the smallest if all do."""
+    """Picks the largest bound that loses nothing on held-out digits; the smallest if all do."""
     cut = round(len(x) * (1 - HELD_OUT))
-    model = baseline(x[:cut], y[:cut], float_epochs, CHOICE_SEED, cache)
-    error = error_percent(model.predict(x[cut:], verbose=0), y[cut:])
+    starts = [baseline(x[:cut], y[:cut], float_epochs, seed, cache) for seed in CHOICE_SEEDS]
+    errors = [error_percent(model.predict(x[cut:], verbose=0), y[cut:]) for model in starts]
     rows: list[dict[str, Any]] = []
     for bound in candidates:  # From large to small: those after the first good one need no training.
-        small, rounds = compress(model, x[:cut], y[:cut], bound, epochs, CHOICE_SEED)
-        row = {
-            "loss_bound": bound,
-            "error_percent": error_percent(small.predict(x[cut:], verbose=0), y[cut:]),
-            "storage_ratio": storage(small).ratio,
-            "rounds": rounds,
-        }
+        row: dict[str, Any] = {"loss_bound": bound, "error_percent": [], "storage_ratio": [], "rounds": []}
+        for model, seed in zip(starts, CHOICE_SEEDS, strict=True):
+            small, rounds = compress(model, x[:cut], y[:cut], bound, epochs, seed)
+            row["error_percent"].append(error_percent(small.predict(x[cut:], verbose=0), y[cut:]))
+            row["storage_ratio"].append(storage(small).ratio)
+            row["rounds"].append(rounds)
         rows.append(row)
-        say(f"choice, loss bound {bound}: {row['error_percent']:.2f} % held-out error "
-            f"(float {error:.2f} %), {row['storage_ratio']:.1f}x by count; zeros {rounds['zeros']}")  # fmt: skip
-        if rows[-1]["error_percent"] <= error + PAPER["error_percent"] - PAPER["baseline_error_percent"] + 1e-9:
+        say(f"choice, loss bound {bound}: {row['error_percent']} % held-out error (float {errors} %), "
+            f"{row['storage_ratio']}x by count; zeros {[rounds['zeros'][-1] for rounds in row['rounds']]}")  # fmt: skip
+        if np.mean(row["error_percent"]) <= np.mean(errors) + 1e-9:
             break
     return {
         "held_out_digits": len(x) - cut,
-        "baseline_error_percent": error,
+        "seeds": list(CHOICE_SEEDS),
+        "baseline_error_percent": errors,
         "candidates": rows,
         "picked": rows[-1]["loss_bound"],
     }
