@@ -46,6 +46,7 @@ class Plan(NamedTuple):
     """How one network is trained and searched."""
 
     data: str
+    validation: float
     train_epochs: int
     train_learning_rate: float
     max_drop: float
@@ -70,9 +71,11 @@ SINGLES = (
 )
 
 PLANS = {
-    "lenet5": Plan("mnist", 12, 1e-3, 0.002, 16, None, Settings(epochs=8), SINGLES),
+    "lenet5": Plan(
+        "mnist", 0.2, 16, 1e-3, 0.002, 12, None, Settings(epochs=8, augment=Augmentation(False, 2)), SINGLES
+    ),
     "resnet8": Plan(
-        "cifar10", 30, 2e-3, 0.01, 6, ("int8-qat",), Settings(epochs=5, augment=Augmentation(True, 3)), SINGLES
+        "cifar10", 0.1, 30, 2e-3, 0.01, 6, ("int8-qat",), Settings(epochs=5, augment=Augmentation(True, 3)), SINGLES
     ),
 }
 
@@ -186,7 +189,7 @@ def measured(
             "ratio": float_bytes / one.packed_bytes,
             "validation_accuracy": row["validation_accuracy"],
             "test_accuracy": one.accuracy,
-            "test_drop_points": 100 * (base.accuracy - one.accuracy),
+            "test_drop_points": round(100 * (base.accuracy - one.accuracy), 6),
             "p50_ms": one.p50_ms,
             "latency_over_float": latency.ratio,
             "latency_range": [latency.low, latency.high],
@@ -251,7 +254,7 @@ def main() -> None:
     results, figures, used = {}, {}, {}
     for network in arguments.networks:
         plan = PLANS[network]
-        dataset = data.load(plan.data, validation=0.1, seed=SEED)
+        dataset = data.load(plan.data, validation=plan.validation, seed=SEED)
         if arguments.quick:
             dataset = dataset.subset(640, 200, 200)
             brief = dataclasses.replace(plan.settings, epochs=1)
