@@ -159,7 +159,7 @@ def measured(
     before = searched.results["candidates"][:4]  # float32 and the formats that take no training
     listed = {"float32": (searched, before[0])}
     listed |= {f"search: {row['name']}": (searched, row) for row in made(searched)}
-    listed |= {f"alone: {row['name']}": (searched, row) for row in before[1:] if row["status"] != "failed"}
+    listed |= {f"format: {row['name']}": (searched, row) for row in before[1:] if row["status"] != "failed"}
     if singles is not None:
         listed |= {f"alone: {row['name']}": (singles, row) for row in made(singles)}
     with tempfile.TemporaryDirectory() as folder:

@@ -278,7 +278,12 @@ def first_rung(
         count: how many are wanted.
         predict: a `Predictor`.
         objective: `"size"` or `"latency"`.
+
+    Returns:
+        All of them, in their order, if as many are wanted; else at most `count`.
     """
+    if count >= len(trials):
+        return tuple(trials)
     points = []
     for trial in trials:
         predicted = predict(trial)
