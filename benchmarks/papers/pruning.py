@@ -69,7 +69,7 @@ PLANS = {
         sparsity={"stem": 0.5, "stage1_block1_conv1": 0.5, "stage2_block1_conv1": 0.5, "stage3_block1_conv1": 0.25},
     ),
     "convnet_bn": Plan(
-        "fashion_mnist", 0.0, (0,), epochs=5, finetune_epochs=3, rate=2e-3, finetune_rate=1e-3, batch_size=128,
+        "fashion_mnist", 0.0, (0,), epochs=5, finetune_epochs=5, rate=2e-3, finetune_rate=2e-3, batch_size=128,
         augment=None, sparsity={"conv2": 0.5, "pointwise3": 0.25, "conv4": 1 / 3},
     ),
 }  # fmt: skip
