@@ -4,7 +4,7 @@
     python benchmarks/papers/relaxed_quantization.py --quick    # one seed, few epochs and digits: does it run?
 
 LeNet-5 (32C5-MP2-64C5-MP2-512FC) on 10,000 training digits (the paper: 60,000), shifted at random. A float network is
-trained, and from it the networks of 8, 4 and 2 bits, the last for more epochs; beside each, the float network is
+trained, and from it the networks of 8, 4 and 2 bits, the last two for more epochs; beside each, the float network is
 trained on for the same epochs, and the excess is over its error. Errors are those of the `.tflite` files (int8; float
 for the float network) on the official test set. Temperature, variant, noise and grid are, for each width, those of
 `CANDIDATES` with the least cross-entropy on 2,000 held-out training digits, with one more seed and fewer epochs; the
@@ -49,7 +49,7 @@ PAPER = {"float": 0.64, "8": 0.55, "4": 0.58, "2": 0.76}
 
 
 class Plan(NamedTuple):
-    """Epochs of the float network, of the training that follows (and that at 2 bits), and of that for the choice."""
+    """Epochs of the float network, of the training that follows (and that at 4 and 2 bits), and of that for the choice."""
 
     float_epochs: int = 7
     epochs: int = 4
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
 
     def after(self, bits: int) -> int:
         """Returns the epochs from the float network to that of so many bits."""
-        return self.narrow_epochs if bits == 2 else self.epochs
+        return self.epochs if bits == 8 else self.narrow_epochs
 
 
 class Candidate(NamedTuple):
