@@ -49,7 +49,7 @@ PAPER = {"float": 0.64, "8": 0.55, "4": 0.58, "2": 0.76}
 
 
 class Plan(NamedTuple):
-    """Epochs of the float network, of the training that follows (and that at 4 and 2 bits), and of that for the choice."""
+    """Epochs of the float network, of the training after it (narrow: 4 and 2 bits), and of that for the choice."""
 
     float_epochs: int = 7
     epochs: int = 4
