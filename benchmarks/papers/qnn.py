@@ -117,7 +117,7 @@ class Runs:
         return self.x[:cut], self.y[:cut], self.x[cut:], self.y[cut:]
 
     def path(self, suffix: str, *key: Any) -> Path:
-        key = (*key, len(self.x), self.plan.epochs, FLOAT_RATE)
+        key = (*key, self.dataset.name, len(self.x), self.plan.epochs, FLOAT_RATE)
         return self.folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}{suffix}"
 
     def start(self, seed: int) -> keras.Model:

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from tfkit.compression.lottery_ticket import LotteryTicket
+from tfkit.compression.masking import pruning_masks
 from tfkit.internal import surgery
 
 X = np.random.default_rng(0).normal(size=(6, 10)).astype("float32")
@@ -90,3 +91,14 @@ def test_training_is_needed():
 def test_bad_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         LotteryTicket(**arguments)
+
+
+def test_without_its_rounds_a_model_is_pruned_with_a_warning():
+    """A joint chain trains once, and `finalize` must not give a dense model back in silence."""
+    ticket = LotteryTicket(0.75)
+    prepared = ticket.prepare(network())
+    train(prepared, ticket.callbacks())
+    with pytest.warns(UserWarning, match="apply"):
+        final = ticket.finalize(prepared)
+    assert [int(np.sum(kernel == 0)) for kernel in kernels(final)] == [150, 120]
+    assert all((np.array(masked.mask.mask) == 1).all() for masked in pruning_masks(prepared))

@@ -404,3 +404,10 @@ def test_bad_settings_are_refused(arguments, message):
 
 def test_the_call_is_shown_without_the_data():
     assert repr(LowRank(2, data=np.zeros((3, 4)))) == "LowRank(rank=2, data=<ndarray of shape (3, 4), dtype float64>)"
+
+
+def test_data_come_back_from_the_configuration():
+    data = rng().normal(size=(5, 4)).astype("float32")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(LowRank(2, data=data)))
+    np.testing.assert_array_equal(again.data, data)
+    assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(LowRank(2))).data is None

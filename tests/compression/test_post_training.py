@@ -271,3 +271,12 @@ def test_gradients_pass_straight_through_the_grid():
     np.testing.assert_array_equal(tape.gradient(value, weight), [[1, 2], [3, 4]])
     np.testing.assert_allclose(grid.transform(np.array([[9.0, 0.2]], "float32")), [[1.0, 1 / 3]], atol=1e-6)
     assert not surgery.is_graph(grid)
+
+
+def test_a_constant_input_has_a_range():
+    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="mask")
+    model = keras.Model([left, right], L.Dense(2)(L.Multiply()([L.Dense(4)(left), right])))
+    x = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
+    final = PostTrainingQuantization([x, np.ones_like(x)]).apply(model)
+    expected = model([x, np.ones_like(x)])
+    assert np.abs(final([x, np.ones_like(x)]) - expected).max() < 0.05 * np.abs(expected).max()

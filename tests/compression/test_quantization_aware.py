@@ -250,6 +250,21 @@ def test_excluded_layers_stay_float():
         QuantizationAware(include=["nothing"]).prepare(model)
 
 
+def test_layers_without_weights_are_left_out_too():
+    inputs = keras.Input((8, 8, 3))
+    x = L.Conv2D(4, 3, name="one")(inputs)
+    left, right = L.Conv2D(4, 1, name="two")(x), L.Conv2D(4, 1, name="three")(x)
+    x = L.AveragePooling2D(2, name="pool")(L.Concatenate(name="join")([L.Add(name="add")([left, right]), x]))
+    model = keras.Model(inputs, L.Dense(3, name="dense")(L.Flatten()(x)))
+    examples = zoo._normal(20, 8, 8, 3)
+    for options in ({"exclude": ["add", "pool", "join"]}, {"include": ["one", "dense"]}):
+        compressor, prepared, final = quantized(model, examples, **options)
+        rows = {row.layer: row for row in compressor.report()}
+        assert all((rows[name].status, rows[name].note) == ("float", "left out") for name in ("add", "pool", "join"))
+        assert rows["one"].status == rows["dense"].status == "int8"
+        np.testing.assert_allclose(prepared(examples), final(examples), atol=1e-5)
+
+
 def test_nested_models_are_opened():
     model, inputs = zoo.nested()
     compressor, prepared, final = quantized(model, inputs)
@@ -352,7 +367,13 @@ def test_inputs_and_outputs_keep_eight_bits():
     assert widths == [8, 3, 3, 8, 8]  # Input, two hidden, logits, probabilities.
 
 
-@pytest.mark.parametrize("arguments", [{"bits": 1}, {"bits": 16}, {"momentum": 1.0}, {"activation_bits": 0}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"bits": 1}, {"bits": 16}, {"bits": 4.5}, {"bits": {"a": 4}}, {"momentum": 1.0}, {"activation_bits": 0},
+        {"activation_bits": 2.5},
+    ],
+)  # fmt: skip
 def test_bad_settings_are_refused(arguments):
     with pytest.raises(ValueError, match="Received"):
         QuantizationAware(**arguments)

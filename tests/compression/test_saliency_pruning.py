@@ -119,3 +119,9 @@ def test_layers_without_a_match_stay_dense():
 def test_bad_settings_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         SaliencyPruning(**{"data": (X, Y), "loss": LOSS, **arguments})
+
+
+@pytest.mark.parametrize("criterion", ["snip", "taylor", "obd", "hessian"])
+def test_data_that_are_not_finite_are_refused(criterion):
+    with pytest.raises(ValueError, match="finite"):
+        saliencies(classifier(), (np.full_like(X, np.nan), Y), LOSS, criterion)

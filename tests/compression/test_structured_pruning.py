@@ -249,3 +249,16 @@ def test_wrong_arguments_are_named(settings, message):
         StructuredPruning(**settings)
     with pytest.raises(RuntimeError, match="Call `prepare`"):
         StructuredPruning().report()
+
+
+def test_data_that_are_not_finite_are_refused():
+    x = np.full((4, 8, 8, 3), np.nan, "float32")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    pruning = StructuredPruning(importance="taylor", data=(x, np.zeros(4, int)), loss=loss)
+    with pytest.raises(ValueError, match="finite"):
+        pruning.prepare(models.get("convnet_bn")((8, 8, 3), seed=0))
+
+
+def test_a_description_gives_the_shapes_of_data():
+    text = repr(StructuredPruning(importance="taylor", data=(np.ones((2, 3), "float32"), np.array([1, 0])), loss="mse"))
+    assert "<float32(2, 3)>" in text and "array" not in text

@@ -50,7 +50,7 @@ class Compressor(abc.ABC):
     def __repr__(self) -> str:
         """The call that makes this compressor, without the arguments left at their defaults."""
         changed = [
-            f"{name}={getattr(self, name)!r}"
+            f"{name}={_shown(getattr(self, name))}"
             for name, parameter in self._arguments().items()
             if parameter.default is inspect.Parameter.empty or getattr(self, name) != parameter.default
         ]
@@ -155,6 +155,18 @@ class Compressor(abc.ABC):
         return _stack(layer, added)
 
 
+def _shown(value: Any) -> str:
+    """Returns an argument as it is written, and arrays by their shapes."""
+    shapes = (
+        keras.tree.map_structure(
+            lambda leaf: f"<{np.asarray(leaf).dtype}{np.shape(leaf)}>" if np.ndim(leaf) else leaf, value
+        )
+        if isinstance(value, tuple) or hasattr(value, "shape")
+        else value
+    )
+    return repr(shapes)
+
+
 @keras.saving.register_keras_serializable(package="tfkit")
 class Chain(Compressor):
     """Several compressors one after the other.
@@ -169,6 +181,10 @@ class Chain(Compressor):
 
     def __init__(self, compressors: Sequence[Compressor]) -> None:
         super().__init__()
+        if not isinstance(compressors, Sequence):
+            raise TypeError(
+                f"Argument `compressors` must be a list of Compressor objects. Received: {type(compressors).__name__}."
+            )
         self.compressors = list(compressors)
         for compressor in self.compressors:
             if not isinstance(compressor, Compressor):

@@ -115,7 +115,8 @@ def collect(
         rows = []
         for position, tensor in enumerate(function(list(batch))):
             values = tf.reshape(tf.cast(tensor, tf.float32), [-1])
-            limits = tf.stack([lows[position], tf.maximum(highs[position], lows[position] + 1e-12)])
+            least = tf.maximum(1e-12, 1e-6 * tf.abs(lows[position]))  # A tensor may be one number throughout.
+            limits = tf.stack([lows[position], tf.maximum(highs[position], lows[position] + least)])
             finite = tf.math.is_finite(values)
             counts = tf.histogram_fixed_width(tf.boolean_mask(values, finite & (values != 0)), limits, bins, tf.int64)
             bad = tf.where(tf.reduce_all(finite), 0.0, np.nan)  # Which minimum and maximum do not always pass on.

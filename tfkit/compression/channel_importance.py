@@ -82,6 +82,11 @@ def taylor_scores(
                         product = np.asarray(gradient, "float64") * keras.ops.convert_to_numpy(cut.variable)
                         np.add.at(gate, graph.root[cut.ids], _sum_but(product, cut.axis))
                 total += gate**2
+    if not all(np.isfinite(total).all() for total in totals):
+        raise ValueError(
+            "Argument `data` must give a finite loss and finite gradients. Received: NaN or infinity. Look for them in "
+            "the inputs, the targets and the model's weights."
+        )
     return totals[0] / len(starts), totals[1] / len(starts)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from tfkit.compression.base import Compressor, setting_for
 from tfkit.compression.reparameterized import WeightTransform
-from tfkit.internal import folding, surgery
+from tfkit.internal import checks, folding, surgery
 
 Initialization = Literal["linear", "density", "random"]
 
@@ -269,8 +269,7 @@ class WeightClustering(Compressor):
     ) -> None:
         super().__init__(include=include, exclude=exclude, preserve=preserve)
         for width in bits.values() if isinstance(bits, Mapping) else [bits]:
-            if not 1 <= width <= 8:
-                raise ValueError(f"Argument `bits` must be from 1 to 8 (2 to 256 shared values). Received: {width!r}.")
+            checks.integer("bits", width, 1, 8)
         if initialization not in ("linear", "density", "random"):
             raise ValueError(
                 f"Argument `initialization` must be 'linear', 'density' or 'random'. Received: {initialization!r}."

@@ -11,13 +11,14 @@ prunes a layer next to the output at half the rate; here a mapping gives each la
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from tfkit.compression.base import Compressor, Fit, setting_for
+from tfkit.compression.base import Compressor, Fit, copy_wrapped, setting_for
 from tfkit.compression.masking import (
     Moment,
     PruningMask,
@@ -30,7 +31,7 @@ from tfkit.compression.masking import (
 )
 from tfkit.compression.pruning import check_scope
 from tfkit.compression.reparameterized import WeightTransform
-from tfkit.internal import checks
+from tfkit.internal import checks, surgery
 
 
 @keras.saving.register_keras_serializable(package="tfkit")
@@ -108,6 +109,22 @@ class LotteryTicket(Compressor):
                 masked.mask.mask.assign(mask)
             fit(prepared, [])
         return self.finalize(prepared)
+
+    def finalize(self, model: keras.Model) -> keras.Model:
+        """Returns the plain model. One that did not go through the rounds of `apply` is pruned now, with a warning."""
+        found, wanted = pruning_masks(model), self._masks(model, 1.0)
+        have = sum(int(np.sum(keras.ops.convert_to_numpy(masked.mask.mask) == 0)) for masked in found)
+        if have < sum(int(np.sum(mask == 0)) for mask in wanted):
+            warnings.warn(
+                f"{self!r} prunes between the trainings that `apply` runs, and this model had none of them; it is "
+                "pruned now, by magnitude, without training after it. Use `apply(model, fit)`, or MagnitudePruning.",
+                UserWarning,
+                stacklevel=2,
+            )
+            model = surgery.rebuild(model, copy_wrapped)
+            for masked, mask in zip(pruning_masks(model), wanted, strict=True):
+                masked.mask.mask.assign(mask)
+        return super().finalize(model)
 
     def _masks(self, prepared: keras.Model, progress: float) -> list[np.ndarray]:
         """Returns masks that leave (1 - sparsity) ** progress of the weights, the largest of those that are left."""

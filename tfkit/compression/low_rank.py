@@ -145,6 +145,10 @@ class LowRank(Compressor):
         self.seed = seed
         self._rows: list[LowRankRow] = []
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> LowRank:
+        return cls(**{**config, "data": keras.saving.deserialize_keras_object(config.get("data"))})
+
     def __repr__(self) -> str:
         """As of every compressor, with the data's kind in place of the data."""
         data, self.data = self.data, None

@@ -204,6 +204,8 @@ def _plan(model: keras.Model, method: QuantizedNeuralNetwork) -> tuple[keras.Mod
 def _activations_apart(model: keras.Model, chosen: Callable[[Any], bool]) -> keras.Model:
     """Returns a model in which the activations inside the chosen layers are layers of their own."""
 
+    apart: dict[int, keras.layers.Layer] = {}  # A layer that is called twice has one activation.
+
     def inner(layer: Any) -> str:
         source = surgery.source(layer)
         name = surgery.activation_name(source)
@@ -222,7 +224,9 @@ def _activations_apart(model: keras.Model, chosen: Callable[[Any], bool]) -> ker
         outputs = new(*args, **kwargs)
         if inner(original) == "linear":
             return outputs
-        return keras.layers.Activation(inner(original), name=f"{new.name}_{inner(original)}")(outputs)
+        if id(original) not in apart:
+            apart[id(original)] = keras.layers.Activation(inner(original), name=f"{new.name}_{inner(original)}")
+        return apart[id(original)](outputs)
 
     return surgery.rebuild(model, replace, call)
 
@@ -236,10 +240,13 @@ def _replaceable(model: keras.Model, method: QuantizedNeuralNetwork) -> dict[int
         if isinstance(layer, SIGNED) and method.selects(layer) and surgery.activation_name(layer) == "linear"
     }
     leaving = _ends(model)[2]
+    left_out = {id(reader) for layer, reader in readers(model).items() if not method.selects(layer)}
     replaced: dict[int, LowPrecisionActivation] = {}
     for node in _nodes(model):
         activation = node.operation
         if _nonlinearity(activation) not in REPLACED[sign] or id(node.outputs[0]) in leaving:
+            continue
+        if id(activation) in left_out or not method.selects(activation):
             continue
         if (sign and id(activation) not in signable) or id(activation) in replaced:
             continue

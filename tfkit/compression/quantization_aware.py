@@ -23,7 +23,7 @@ from tfkit.compression.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from tfkit.compression.integer_sums import whole_biases
 from tfkit.compression.quantized_layers import SAME_GRID, WEIGHTED, has_channel_scales
 from tfkit.compression.reparameterized import WeightTransform
-from tfkit.internal import folding, surgery
+from tfkit.internal import checks, folding, surgery
 
 #: Compute new values with an integer kernel, and so need a grid for their output.
 REQUANTIZED = {
@@ -72,7 +72,10 @@ class QuantizationAware(Compressor):
     A file of one path through such layers agrees with the finalized model to one step of the output, as a rule: a
     softmax, sigmoid or tanh at the end has a finer grid than what it reads, and a step before it may be two behind it.
     Where branches meet, two inputs may each be a step apart; and the mean that an average pooling takes of few integers
-    is often a tie, which TFLite's kernel and fake quantization break differently.
+    is often a tie, which TFLite's kernel and fake quantization break differently. With fewer than 8 bits a step is wide,
+    and a hidden value that falls on the other side of a tie moves the output by several steps: XNNPACK agrees exactly
+    where dense layers and convolutions follow each other or meet, but Conv2DTranspose, EinsumDense and layers that are
+    called more than once may differ, and so may TFLite's reference kernels, which round twice.
 
     Weight tensors that arrive clustered get one scale for the whole tensor, so that shared values stay shared.
 
@@ -95,10 +98,8 @@ class QuantizationAware(Compressor):
         preserve: bool = True,
     ) -> None:
         super().__init__(include=include, exclude=exclude, preserve=preserve)
-        if not 2 <= bits <= 8:
-            raise ValueError(f"Argument `bits` must be from 2 to 8. Received: {bits}.")
-        if not 1 <= activation_bits <= 8:
-            raise ValueError(f"Argument `activation_bits` must be from 1 to 8. Received: {activation_bits}.")
+        checks.integer("bits", bits, 2, 8)
+        checks.integer("activation_bits", activation_bits, 1, 8)
         if not 0 <= momentum < 1:
             raise ValueError(f"Argument `momentum` must be in [0, 1). Received: {momentum}.")
         self.bits = bits
@@ -258,6 +259,9 @@ class _Rewriter:
                 self.on_grid[id(outputs)] = (outputs, self.on_grid[id(args[0])][1])
                 self.note(source, "same grid", "")
             return outputs
+        if not self.compressor.selects(source):
+            self.note(source, "float", "left out")
+            return new(*args, **kwargs)
         if kind in ROUNDED_TO_INPUT:
             x = self.to_grid(args[0])
             self.note(source, "int8", "on the grid of its input")
@@ -302,7 +306,7 @@ class _Rewriter:
         if id(follower) in self.folded or (linear and (_is_relu(follower) or _quantizes(follower))):
             self.deferred[id(outputs)] = outputs
             return outputs
-        if type(follower).__name__ == "Concatenate":
+        if type(follower).__name__ == "Concatenate" and self.compressor.selects(follower):
             # Rounding after joining is rounding before it, with one grid for all parts.
             self.on_grid[id(outputs)] = (outputs, None)
             return outputs

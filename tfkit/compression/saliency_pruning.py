@@ -104,6 +104,11 @@ def saliencies(
     for x, y in batches:
         for sum_, part in zip(total, compiled(x, y), strict=True):
             sum_ += part.numpy()
+    if not all(np.isfinite(sum_).all() for sum_ in total):
+        raise ValueError(
+            "Argument `data` must give a finite loss and finite gradients. Received: NaN or infinity. Look for them in "
+            "the inputs, the targets and the model's weights."
+        )
     scale = (0.5 if criterion in ("obd", "hessian") else 1.0) / len(batches)
     final: Callable[[np.ndarray], np.ndarray] = np.abs if criterion == "snip" else lambda t: np.maximum(t, 0.0)
     return {name: final(scale * sum_) for name, sum_ in zip(names, total, strict=True)}
