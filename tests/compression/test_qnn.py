@@ -425,13 +425,6 @@ def test_a_binary_network_learns_digits(tiny_digits, tmp_path):
     assert np.mean(outputs.argmax(-1) == tiny_digits.y_test) > 0.8
 
 
-def test_a_layer_called_twice_has_one_activation():
-    inputs = keras.Input((6,))
-    dense = L.Dense(6, activation="relu", name="dense")
-    prepared = QuantizedNeuralNetwork(4, 4).prepare(keras.Model(inputs, L.Dense(3)(dense(dense(inputs)))))
-    assert sum(isinstance(layer, LowPrecisionActivation) for layer in prepared.layers) == 1
-
-
 def test_activations_are_left_out_by_name_and_with_their_layer():
     inputs = keras.Input((6,))
     x = L.ReLU(name="r")(L.Dense(6, name="h")(inputs))

@@ -72,10 +72,10 @@ class QuantizationAware(Compressor):
     A file of one path through such layers agrees with the finalized model to one step of the output, as a rule: a
     softmax, sigmoid or tanh at the end has a finer grid than what it reads, and a step before it may be two behind it.
     Where branches meet, two inputs may each be a step apart; and the mean that an average pooling takes of few integers
-    is often a tie, which TFLite's kernel and fake quantization break differently. With fewer than 8 bits a step is wide,
-    and a hidden value that falls on the other side of a tie moves the output by several steps: XNNPACK agrees exactly
-    where dense layers and convolutions follow each other or meet, but Conv2DTranspose, EinsumDense and layers that are
-    called more than once may differ, and so may TFLite's reference kernels, which round twice.
+    is often a tie, which TFLite's kernel and fake quantization break differently. With fewer than 8 bits a step is
+    wide, and a hidden value that falls on the other side of a tie moves the output by several steps: XNNPACK agrees
+    exactly where dense layers and convolutions follow each other or meet, but Conv2DTranspose, EinsumDense and layers
+    that are called more than once may differ, and so may TFLite's reference kernels, which round twice.
 
     Weight tensors that arrive clustered get one scale for the whole tensor, so that shared values stay shared.
 
