@@ -1,0 +1,203 @@
+"""Inverted file: the items in clusters, of which a search looks at the few that promise most.
+
+Paper: Auvolat, Chandar, Vincent, Larochelle, Bengio. Clustering is efficient for approximate maximum inner product
+search. 2015, https://arxiv.org/abs/1507.05910 (clusters by cosine); the residual codes are those of Jegou, Douze,
+Schmid. Product quantization for nearest neighbor search. IEEE TPAMI 33(1), 2011.
+
+Differs: one level of clusters, ranked by the product of query and centroid times the longest projection of an item on
+that centroid, where the paper scales nothing: a cluster of long items comes first. What codes select is scored exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from tfkit.internal import checks
+from tfkit.retrieval import kernels
+from tfkit.retrieval.base import Index, SearchResult, expect
+from tfkit.retrieval.kmeans import assign, kmeans
+
+CODEWORDS = 256
+
+
+class IVF(Index):
+    """Looks at the items of the clusters nearest to the query.
+
+    Search takes `probes`, how many clusters are looked at; and with codes `rescore`, how many of the items that look
+    best by their codes are scored exactly. Memory: the items twice, once by cluster; with codes once, and the codes.
+
+    Args:
+        clusters: how many; None: about four times the square root of the items. There are never more than items.
+        clustering: `"cosine"`, by direction; `"euclidean"`, by distance.
+        code_bytes: of the product code that stands for an item while candidates are chosen; None: none are made.
+        iterations: of k-means.
+        seed: of k-means.
+    """
+
+    def __init__(
+        self,
+        clusters: int | None = None,
+        *,
+        clustering: Literal["cosine", "euclidean"] = "cosine",
+        code_bytes: int | None = None,
+        iterations: int = 12,
+        seed: int = 0,
+    ) -> None:
+        self.clusters = None if clusters is None else checks.integer("clusters", clusters, 1)
+        self.clustering = checks.choice("clustering", clustering, ("cosine", "euclidean"))
+        self.code_bytes = None if code_bytes is None else checks.integer("code_bytes", code_bytes, 1)
+        self.iterations = checks.integer("iterations", iterations, 1)
+        self.seed = checks.integer("seed", seed, 0)
+
+    def _build(self, threads: int) -> None:
+        count = len(self.items)
+        wanted = self.clusters if self.clusters is not None else max(1, round(4 * math.sqrt(count)))
+        self.centroids = kmeans(
+            self.items, min(wanted, count), iterations=self.iterations, seed=self.seed, spherical=self._spherical
+        )
+        self.codewords = np.zeros((0, CODEWORDS, 0), np.float32)
+        labels = assign(self.items, self.centroids, spherical=self._spherical)
+        if self.code_bytes is not None:
+            parts = split(self.items - self.centroids[labels] * self._lengths(labels)[:, None], self.code_bytes)
+            self.codewords = np.zeros((parts.shape[1], CODEWORDS, parts.shape[2]), np.float32)
+            for number, words in enumerate(self.codewords):
+                part = np.ascontiguousarray(parts[:, number])
+                learned = kmeans(part, min(CODEWORDS, count), iterations=self.iterations, seed=self.seed + 1 + number)
+                words[: len(learned)] = learned
+        self._sort(labels)
+
+    @property
+    def _spherical(self) -> bool:
+        return self.clustering == "cosine"
+
+    def _lengths(self, labels: np.ndarray) -> np.ndarray:
+        """Returns the projection of each item on its centroid of norm 1; with other centroids, 1."""
+        if not self._spherical:
+            return np.ones(len(self.items), np.float32)
+        return np.einsum("ij,ij->i", self.items, self.centroids[labels])
+
+    def _sort(self, labels: np.ndarray) -> None:
+        """Lays the items, or their codes, out by cluster."""
+        self.labels = labels
+        self.order = np.argsort(labels, kind="stable")
+        self.starts = np.searchsorted(labels[self.order], np.arange(len(self.centroids) + 1))
+        lengths = self._lengths(labels)
+        self.longest = np.zeros(len(self.centroids), np.float32)
+        np.maximum.at(self.longest, labels, lengths)
+        if not self._spherical:
+            self.longest[:] = 1
+        self.lengths = lengths[self.order]
+        if self.code_bytes is None:
+            self.sorted_items = self.items[self.order]
+            self.codes = np.zeros((0, 0), np.uint8)
+        else:
+            self.sorted_items = np.zeros((0, self.dimension), np.float32)
+            parts = split(self.items - self.centroids[labels] * lengths[:, None], len(self.codewords))[self.order]
+            coded = [assign(parts[:, number], words) for number, words in enumerate(self.codewords)]
+            self.codes = np.stack(coded, axis=1).astype(np.uint8)
+
+    def _extend(self, first: int, threads: int) -> None:
+        new = assign(self.items[first:], self.centroids, spherical=self._spherical)
+        self._sort(np.concatenate([self.labels, new]))
+
+    def _search(self, queries: np.ndarray, k: int, *, probes: int = 16, rescore: int | None = None) -> SearchResult:
+        probes = min(checks.integer("probes", probes, 1), len(self.centroids))
+        if rescore is not None:
+            checks.integer("rescore", rescore, k)
+        coarse = queries @ self.centroids.T
+        visited = best_columns(coarse * self.longest, probes)
+        if self.code_bytes is None:
+            scores, ids, counts = kernels.empty_heaps(len(queries), k)
+            _scan(queries, visited, self.starts, self.sorted_items, self.order, scores, ids, counts)
+        else:
+            kept = min(rescore if rescore is not None else 10 * k, len(self.items))
+            tables = np.einsum("qpd,pwd->qpw", split(queries, len(self.codewords)), self.codewords)
+            rough, chosen, found = kernels.empty_heaps(len(queries), kept)
+            _scan_codes(
+                tables, coarse, visited, self.starts, self.codes, self.lengths, self.order, rough, chosen, found
+            )
+            scores, ids, counts = kernels.empty_heaps(len(queries), k)
+            _rescore(queries, self.items, chosen, found, scores, ids, counts)
+        kernels.sort_heaps(scores, ids, counts)
+        return SearchResult(scores, ids)
+
+    def efforts(self, k: int = 10) -> list[dict[str, Any]]:
+        probes = sorted({min(2**power, len(self.centroids)) for power in range(1, 12)})
+        return [{"probes": number} for number in probes]
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {"centroids": self.centroids, "codewords": self.codewords, "labels": self.labels}
+
+    def _kept(self) -> list[np.ndarray]:
+        beside: list[np.ndarray] = [self.order, self.starts, self.longest, self.lengths, self.sorted_items, self.codes]
+        return [*self._arrays().values(), *beside]
+
+    def _restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.centroids = expect(arrays, "centroids", np.float32, (None, self.dimension))
+        parts = 0 if self.code_bytes is None else min(self.code_bytes, self.dimension)
+        width = -(-self.dimension // parts) if parts else 0
+        self.codewords = expect(arrays, "codewords", np.float32, (parts, CODEWORDS, width))
+        most = len(self.centroids) - 1
+        self._sort(expect(arrays, "labels", np.int64, (len(self.items),), 0, most))
+
+
+def split(vectors: np.ndarray, parts: int) -> np.ndarray:
+    """Returns the vectors cut into parts of equal width, (vectors, parts, width), with zeros behind the last one."""
+    count, dimension = vectors.shape
+    parts = min(parts, dimension)
+    width = -(-dimension // parts)
+    padded = np.zeros((count, parts * width), np.float32)
+    padded[:, :dimension] = vectors
+    return padded.reshape(count, parts, width)
+
+
+def best_columns(scores: np.ndarray, count: int) -> np.ndarray:
+    """Returns the columns of the largest scores of each row, the largest first, int64, (rows, count)."""
+    if count < scores.shape[1]:
+        chosen = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    else:
+        chosen = np.broadcast_to(np.arange(count), scores.shape)
+    order = np.argsort(-np.take_along_axis(scores, chosen, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(chosen, order, axis=1)
+
+
+@kernels.kernel
+def _scan(queries, visited, starts, items, order, scores, ids, counts):  # type: ignore[no-untyped-def]
+    for query in range(queries.shape[0]):
+        count = counts[query]
+        for place in range(visited.shape[1]):
+            cluster = visited[query, place]
+            for row in range(starts[cluster], starts[cluster + 1]):
+                score = kernels.dot(queries[query], items[row])
+                if count < scores.shape[1] or score >= scores[query, 0]:
+                    count = kernels.offer(scores[query], ids[query], count, score, order[row])
+        counts[query] = count
+
+
+@kernels.kernel
+def _scan_codes(tables, coarse, visited, starts, codes, lengths, order, scores, ids, counts):  # type: ignore[no-untyped-def]
+    for query in range(visited.shape[0]):
+        count, table = counts[query], tables[query]
+        for place in range(visited.shape[1]):
+            cluster = visited[query, place]
+            for row in range(starts[cluster], starts[cluster + 1]):
+                score = coarse[query, cluster] * lengths[row]
+                for part in range(codes.shape[1]):
+                    score += table[part, codes[row, part]]
+                if count < scores.shape[1] or score >= scores[query, 0]:
+                    count = kernels.offer(scores[query], ids[query], count, score, order[row])
+        counts[query] = count
+
+
+@kernels.kernel
+def _rescore(queries, items, chosen, found, scores, ids, counts):  # type: ignore[no-untyped-def]
+    for query in range(queries.shape[0]):
+        count = counts[query]
+        for place in range(found[query]):
+            item = chosen[query, place]
+            count = kernels.offer(scores[query], ids[query], count, kernels.dot(queries[query], items[item]), item)
+        counts[query] = count

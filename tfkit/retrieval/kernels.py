@@ -1,0 +1,140 @@
+"""Compiled pieces that the indexes share: inner products and the list of the best found so far.
+
+All release the interpreter's lock, so that threads run side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+#: Sums may be taken in any order, so that they are taken eight and more at a time; NaN and infinities stay as they are.
+FAST = {"reassoc", "contract", "nsz"}
+
+
+def kernel(function: Any) -> Any:
+    """Compiles a function, once for all processes."""
+    return numba.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy", boundscheck=False)(function)
+
+
+@kernel
+def dot(a, b):  # type: ignore[no-untyped-def]
+    """Returns the inner product of two vectors."""
+    total = np.float32(0.0)
+    for i in range(a.shape[0]):
+        total += a[i] * b[i]
+    return total
+
+
+@kernel
+def offer(scores, ids, count, score, item):  # type: ignore[no-untyped-def]
+    """Puts an item into a heap of the best, its worst on top, if it belongs there.
+
+    Of equal scores the lower id is the better one.
+
+    Args:
+        scores, ids: the heap's arrays; their length is its capacity.
+        count: items in it.
+        score, item: what is offered.
+
+    Returns:
+        The items in it now.
+    """
+    capacity = scores.shape[0]
+    if count < capacity:
+        at = count
+        while at > 0:
+            parent = (at - 1) >> 1
+            if scores[parent] < score or (scores[parent] == score and ids[parent] > item):
+                break
+            scores[at], ids[at] = scores[parent], ids[parent]
+            at = parent
+        scores[at], ids[at] = score, item
+        return count + 1
+    if score < scores[0] or (score == scores[0] and item > ids[0]):
+        return count
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= capacity:
+            break
+        other = child + 1
+        if other < capacity and (
+            scores[other] < scores[child] or (scores[other] == scores[child] and ids[other] > ids[child])
+        ):
+            child = other
+        if score < scores[child] or (score == scores[child] and item > ids[child]):
+            break
+        scores[at], ids[at] = scores[child], ids[child]
+        at = child
+    scores[at], ids[at] = score, item
+    return count
+
+
+@kernel
+def offer_block(block, items, rows, scores, ids, counts):  # type: ignore[no-untyped-def]
+    """Offers a block of scores to the heaps of their queries.
+
+    Most scores are worse than the heap's worst: sixteen at a time are passed over by their maximum.
+
+    Args:
+        block: (queries, items).
+        items: ids of the columns.
+        rows: for each row of the block, the place of its query in what follows.
+        scores, ids, counts: the heaps, see `empty_heaps`.
+    """
+    for position in range(block.shape[0]):
+        row, query = block[position], rows[position]
+        heap, held, count = scores[query], ids[query], counts[query]
+        at = 0
+        while at < row.shape[0] and count < heap.shape[0]:
+            count = offer(heap, held, count, row[at], items[at])
+            at += 1
+        while at < row.shape[0]:
+            end = min(at + 16, row.shape[0])
+            best = row[at]
+            for i in range(at + 1, end):
+                best = max(best, row[i])
+            if best >= heap[0]:
+                for i in range(at, end):
+                    if row[i] >= heap[0]:
+                        count = offer(heap, held, count, row[i], items[i])
+            at = end
+        counts[query] = count
+
+
+@kernel
+def sort_heaps(scores, ids, counts):  # type: ignore[no-untyped-def]
+    """Turns each heap into a list, the best first; what was never filled becomes -inf and -1."""
+    for query in range(scores.shape[0]):
+        heap, held, count = scores[query], ids[query], counts[query]
+        for i in range(count, heap.shape[0]):
+            heap[i] = -np.inf
+            held[i] = -1
+        # The worst of what is left goes to the end, as heapsort has it.
+        for last in range(count - 1, 0, -1):
+            worst, item = heap[0], held[0]
+            score, moved = heap[last], held[last]
+            at = 0
+            while True:
+                child = 2 * at + 1
+                if child >= last:
+                    break
+                other = child + 1
+                if other < last and (
+                    heap[other] < heap[child] or (heap[other] == heap[child] and held[other] > held[child])
+                ):
+                    child = other
+                if score < heap[child] or (score == heap[child] and moved > held[child]):
+                    break
+                heap[at], held[at] = heap[child], held[child]
+                at = child
+            heap[at], held[at] = score, moved
+            heap[last], held[last] = worst, item
+
+
+def empty_heaps(queries: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns scores, ids and counts of empty heaps for so many queries."""
+    return np.empty((queries, k), np.float32), np.empty((queries, k), np.int64), np.zeros(queries, np.int64)
