@@ -37,8 +37,8 @@ SECTIONS: dict[str, About] = {
     "adaptive_quantization": About(
         "Adaptive quantization",
         f"Khoram, Li, ICLR 2018: a precision for each parameter. LeNet-5, {MNIST}. The ratio is that of 32-bit weights "
-        "to the bytes of the packed file; `storage` counts bits and the map of widths, as the paper does. The change of the "
-        "error is from the float network at the start, which is not trained on for as long.",
+        "to the bytes of the packed file; `storage` counts bits and the map of widths, as the paper does. The change of "
+        "the error is from the float network at the start, which is not trained on for as long.",
     ),
     "int4_kernels": About(
         "Which layers run with int4 and int2 weights",
@@ -53,8 +53,8 @@ SECTIONS: dict[str, About] = {
         "ProxQuant beside BinaryConnect",
         "Bai, Wang, Liberty, <https://arxiv.org/abs/1810.00861>: binary weights, first and last layer in float. "
         "ResNet-8, 5,000 training and 1,000 test images of CIFAR-10 at 16x16 pixels, both from the same float network, "
-        "which ten epochs leave far from converged; BinaryConnect goes on learning from there, while ProxQuant's weights "
-        "are already pulled to the set. The paper starts from converged networks, and trains for 300 epochs.",
+        "which ten epochs leave far from converged; BinaryConnect goes on learning from there, while ProxQuant's "
+        "weights are already pulled to the set. The paper starts from converged networks, and trains for 300 epochs.",
     ),
     "pruning": About(
         "Pruning that is faster",
