@@ -37,8 +37,8 @@ SECTIONS: dict[str, About] = {
     "adaptive_quantization": About(
         "Adaptive quantization",
         f"Khoram, Li, ICLR 2018: a precision for each parameter. LeNet-5, {MNIST}. The ratio is that of 32-bit weights "
-        "to the bytes of the packed file; `storage` counts bits and the map of widths, as the paper does. The change of "
-        "the error is from the float network at the start, which is not trained on for as long.",
+        "to the bytes of the packed file; `storage` counts bits and the map of widths, as the paper does. The "
+        "change of the error is from the float network at the start, which is not trained on for as long.",
     ),
     "int4_kernels": About(
         "Which layers run with int4 and int2 weights",
