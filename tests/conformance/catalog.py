@@ -90,8 +90,6 @@ OTHERS: set[str] = {
     "tfkit.compression.SensitivityRow",
     "tfkit.compression.Settings",
     "tfkit.compression.ShiftBasedAdaMax",
-    "tfkit.compression.SparsifyError",
-    "tfkit.compression.SparsifyResult",
     "tfkit.compression.SparsitySpeed",
     "tfkit.compression.StructuredReport",
     "tfkit.compression.WeightTransform",
@@ -111,6 +109,8 @@ OTHERS: set[str] = {
     "tfkit.export.PrecisionRow",
     "tfkit.export.Runner",
     "tfkit.export.RunnerError",
+    "tfkit.export.SparsifyError",
+    "tfkit.export.SparsifyResult",
 }
 
 

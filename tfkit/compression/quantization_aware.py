@@ -11,7 +11,7 @@ one integer operation at `finalize`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import keras
@@ -102,7 +102,7 @@ class QuantizationAware(Compressor):
         checks.integer("activation_bits", activation_bits, 1, 8)
         if not 0 <= momentum < 1:
             raise ValueError(f"Argument `momentum` must be in [0, 1). Received: {momentum}.")
-        self.bits = bits
+        self.bits: Any = bits
         self.activation_bits = activation_bits
         self.momentum = momentum
         self._rows: list[QuantizationRow] = []
@@ -148,7 +148,8 @@ class QuantizationAware(Compressor):
         frozen = surgery.rebuild(plain, lambda layer: layer.freeze() if hasattr(layer, "freeze") else None)
         folded = folding.fold_batch_normalization(frozen)
         # A step of few bits is wide enough for the rounding of a bias to show.
-        return whole_biases(folded) if min(self.bits, self.activation_bits) < 8 else folded
+        widths = self.bits.values() if isinstance(self.bits, Mapping) else [self.bits]  # Subclasses take a mapping.
+        return whole_biases(folded) if min(*widths, self.activation_bits) < 8 else folded
 
     def report(self) -> list[QuantizationRow]:
         """Returns, for the last model prepared, what was quantized, what stays in float, and why."""
