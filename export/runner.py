@@ -306,12 +306,25 @@ def accuracy(runner: Runner, x: Arrays, y: np.ndarray) -> tuple[float, int]:
     """Fraction of samples whose largest output is the label.
 
     Args:
+        runner, x, y: see `correct`.
+
+    Returns:
+        The fraction in 0..1, and the number of labels compared.
+    """
+    right = correct(runner, x, y)
+    return float(np.mean(right)), int(right.size)
+
+
+def correct(runner: Runner, x: Arrays, y: np.ndarray) -> np.ndarray:
+    """Whether the largest output of each sample is its label.
+
+    Args:
         runner: the file to judge; it must have one output.
         x: inputs, (samples, ...).
         y: labels, integer (samples,) or one-hot (samples, classes). An output of width 1 is compared with 0.5.
 
     Returns:
-        The fraction in 0..1, and the number of labels compared.
+        Booleans of the shape of the labels.
     """
     outputs = runner.run(x)
     if len(outputs) != 1:
@@ -330,7 +343,7 @@ def accuracy(runner: Runner, x: Arrays, y: np.ndarray) -> tuple[float, int]:
         y = y[..., 0] if y.ndim == labels.ndim + 1 and y.shape[-1] == 1 else y
     if y.shape != labels.shape:
         raise RunnerError(f"{runner.name}: labels of shape {list(y.shape)} do not fit outputs {list(scores.shape)}")
-    return float(np.mean(labels == y)), int(labels.size)
+    return labels == y
 
 
 def peak_memory_bytes() -> int | None:

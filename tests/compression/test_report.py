@@ -37,6 +37,7 @@ def made_up_results():
                 "validation_accuracy": float(accuracy),
                 "test_accuracy": float(accuracy) - 0.01,
                 "validation_drop": 0.975 - float(accuracy),
+                "validation_drop_error": 0.002,
                 "test_drop": 0.975 - float(accuracy),
                 "size_bytes": int(size),
                 "gzip_bytes": int(size),

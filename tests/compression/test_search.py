@@ -15,7 +15,7 @@ from tfkit import compression, data, export, models
 from tfkit.compression.searching import candidates as table
 from tfkit.compression.searching import finetuning, halving, outcome, sensitivity, trials, workspace
 from tfkit.compression.searching.finetuning import Augmentation, FineTuning
-from tfkit.compression.searching.judging import Measured, judge, pareto
+from tfkit.compression.searching.judging import Measured, judge, pareto, standard_error_of_drop
 from tfkit.compression.searching.trials import Step, Trial
 from tfkit.export.runner import Runner
 
@@ -352,7 +352,7 @@ def test_test_accuracy_decides_nothing():
         values = zip(names, (0.95, 0.945, 0.90), (1000, 300, 100), test, strict=True)
         return [
             {"name": name, "status": "made", "validation_accuracy": accuracy, "packed_bytes": size, "size_bytes": size,
-             "latency_ratio": 1.0, "test_accuracy": tested}
+             "latency_ratio": 1.0, "test_accuracy": tested, "validation_right": {"count": 3, "bits": "e0"}}
             for name, accuracy, size, tested in values
         ]  # fmt: skip
 
@@ -363,6 +363,39 @@ def test_test_accuracy_decides_nothing():
         verdicts.append((best, [row["status"] for row in judged], [row["pareto_size"] for row in judged]))
     assert verdicts == [("int8", ["baseline", "accepted", "rejected"], [True, True, False])] * 3
     assert "test" not in " ".join(Measured._fields)
+
+
+def test_the_error_of_a_drop_is_that_of_paired_answers():
+    rng = np.random.default_rng(0)
+    base = rng.random(2000) < 0.97
+    other = np.where(rng.random(2000) < 0.01, ~base, base)
+    drops = [np.mean(base[rows].astype(float) - other[rows]) for rows in rng.integers(0, 2000, (4000, 2000))]
+    assert standard_error_of_drop(base, other) == pytest.approx(np.std(drops), rel=0.05)
+    assert standard_error_of_drop(base, base) == 0.0
+
+
+def test_a_budget_finer_than_the_judge_is_said():
+    row = {"name": "small", "validation_drop_error": 0.002}
+    (warning,) = outcome.doubt(row, 0.001, 2000)
+    assert "0.20 points" in warning and "2,000" in warning
+    assert outcome.doubt(row, 0.002, 2000) == []
+
+
+def test_a_near_miss_is_trained_for_longer(mlp, blobs, tmp_path, monkeypatch):
+    chains = (Trial((pruning("prune60", 0.6),)), Trial((pruning("prune99", 0.99),)))
+    monkeypatch.setattr(trials, "FORMATS", ())
+    options = {"chains": chains, "rungs": 1, "settings": QUICK}
+    plain = compression.search(mlp, blobs, 0.0, out=tmp_path / "plain", **options)
+    rows = {row["name"]: row for row in plain.results["search"]["rungs_made"][0]["trials"]}
+    base = row_of(plain, "float32")["validation_accuracy"]
+    missed = base - rows["prune99"]["validation_accuracy"]
+    assert missed > base - rows["prune60"]["validation_accuracy"] and missed > 0
+    result = compression.search(mlp, blobs, 0.9 * missed, out=tmp_path / "out", **options)
+    _, longer = result.results["search"]["rungs_made"]
+    assert [row["name"] for row in longer["trials"]] == ["prune99_longer"] and longer["share"] == 2.0
+    epochs = {name: row_of(result, name)["recipe"].count(f"epochs={count}") for name, count in
+              (("prune99", QUICK.epochs), ("prune99_longer", 2 * QUICK.epochs))}  # fmt: skip
+    assert epochs == {"prune99": 1, "prune99_longer": 1}
 
 
 def test_the_latency_objective_does_not_split_hairs():

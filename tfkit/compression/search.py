@@ -20,7 +20,7 @@ from tfkit.compression import report
 from tfkit.compression.searching import candidates as table
 from tfkit.compression.searching import halving, outcome, sensitivity, trials, workspace
 from tfkit.compression.searching.finetuning import Augmentation, FineTuning, check_fits
-from tfkit.compression.searching.judging import Objective, pareto
+from tfkit.compression.searching.judging import ROUNDING, Objective, pareto
 from tfkit.compression.searching.making import Maker, Progress, Settings
 from tfkit.compression.searching.trials import Step, Trial
 from tfkit.data import Dataset, load
@@ -34,6 +34,8 @@ __all__ = ["Augmentation", "Progress", "SearchResult", "Settings", "Step", "Tria
 FILE_SECONDS, TIMING_SECONDS = 5.0, 4.0
 #: An epoch under a compression method over one of the plain model, about.
 METHOD_COST = 1.4
+#: A trial of the last rung that misses the budget by less than another budget is trained again for so many times longer.
+NEAR_MISS_EPOCHS = 2.0
 #: A rung's trials that lose more than this many budgets (at least 5 points) go on only if there is nothing else.
 HOPELESS_DROPS, HOPELESS_POINTS = 5.0, 0.05
 
@@ -137,7 +139,8 @@ def search(
     The chains are structured pruning, low rank, pruning, clustering and quantization, any of them left out. How much
     each layer minds is measured first; zeros and bits are shared out by that, and it says which chains get a first
     look. They are trained briefly; those that spread along the Pareto front of validation accuracy and packed bytes (or
-    latency) train again for longer, and so on (successive halving). Each is a file from the start, and is judged by it.
+    latency) train again for longer, and so on (successive halving). Those that then just miss the budget get a last,
+    still longer training. Each is a file from the start, and is judged by it.
 
     A run repeats bit for bit, except where `time_budget` or measured latencies decide.
 
@@ -253,6 +256,8 @@ class _Job(NamedTuple):
         maker = self.maker
         maker.finish(rows)
         best = outcome.judge_rows(rows, self.max_drop, self.objective)
+        chosen = next(row for row in rows if row["name"] == best)
+        maker.warnings += outcome.doubt(chosen, self.max_drop, len(self.data.y_validation))
         results = outcome.assemble(
             rows,
             model=maker.model(table.BASELINE.stage),
@@ -363,6 +368,8 @@ class _Halving:
             if not complete:
                 self._say_cut_short(rung, len(made), counts[rung])
                 break
+        else:
+            last += self._longer([by_name[name] for name in self._near_misses(base, last)], plan.scale)
         return _Found(
             fixed + self._finalists(base, last),
             {
@@ -468,6 +475,33 @@ class _Halving:
         chosen = halving.promote(points, count, floor=floor)
         self.space.save_note(f"rung{rung}", chosen)
         return chosen
+
+    def _near_misses(self, base: dict[str, Any], last: Sequence[dict[str, Any]]) -> list[str]:
+        """Returns the trials of the last rung that miss the budget by less than another, and would beat what is in."""
+        noted = self.space.note("near_misses")
+        if noted is not None:
+            return list(noted)
+        cost, floor = _cost_key(self.job.objective), base["validation_accuracy"] - self.job.max_drop - ROUNDING
+        done = [row for row in last if row["status"] != "failed"]
+        if self.job.objective == "latency" and done:
+            self.maker.measure([base, *done], runs=20, min_seconds=0.2)
+        within = [row[cost] for row in self.rows.values() if row["validation_accuracy"] >= floor and cost in row]
+        names = [
+            row["name"] for row in done
+            if floor - self.job.max_drop <= row["validation_accuracy"] < floor
+            and row[cost] < min(within, default=math.inf)
+        ]  # fmt: skip
+        self.space.save_note("near_misses", names)
+        return names
+
+    def _longer(self, near: Sequence[Trial], scale: float) -> list[dict[str, Any]]:
+        """Trains near misses anew, for longer."""
+        if not near:
+            return []
+        made, _ = self._rung(near, NEAR_MISS_EPOCHS * scale, "_longer", later=0.0)
+        self.rows |= {row["name"]: row for row in made if row["status"] != "failed"}
+        self.told.append(_told(self.rungs, NEAR_MISS_EPOCHS * scale, made, []))
+        return made
 
     def _finalists(self, base: dict[str, Any], last: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Returns the last rung, and what earlier rungs have on the Pareto front within the accuracy budget."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 Objective = Literal["size", "latency"]
 
@@ -85,3 +88,20 @@ def pareto(points: Sequence[tuple[str, float, float]]) -> tuple[str, ...]:
         if not dominated:
             front.append(name)
     return tuple(front)
+
+
+def standard_error_of_drop(base: np.ndarray, other: np.ndarray) -> float:
+    """Returns the standard error of the difference of two accuracies over the same examples.
+
+    Only examples on which one is right and the other wrong count (McNemar's, as in a paired comparison), so it is far
+    below that of two accuracies over examples of their own.
+
+    Args:
+        base, other: whether each is right, booleans of one shape.
+
+    >>> standard_error_of_drop(np.array([True, True, True, False]), np.array([False, True, True, True]))
+    0.35355339059327373
+    """
+    apart = np.not_equal(base, other)
+    drop = float(base.mean() - other.mean())
+    return math.sqrt(max(float(apart.mean()) - drop**2, 0.0) / apart.size)

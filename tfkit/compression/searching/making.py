@@ -254,7 +254,7 @@ class Maker:
         kernels = ("xnnpack", "reference") if candidate.quantization == "int8-qat" else ("xnnpack",)
         parity = export.verify(model, path, self.data.x_validation[:PARITY_SAMPLES], kernels=kernels)
         weights = file_weights(path, model)
-        right, _ = runner.accuracy(runner.Runner(path), self.data.x_validation, self.data.y_validation)
+        right = runner.correct(runner.Runner(path), self.data.x_validation, self.data.y_validation)
         agrees = parity.ok(**PARITY[candidate.quantization])
         complaint = f"differs from its Keras model by up to {parity.max_abs_error:.3g}" + (
             f" ({parity.max_error_steps:.2f} steps)" if parity.max_error_steps is not None else ""
@@ -263,7 +263,8 @@ class Maker:
             "path": path.relative_to(self.space.folder).as_posix(),
             "sha256": workspace.sha256_of(path),
             "packed_bytes": packed.size_bytes,
-            "validation_accuracy": right,
+            "validation_accuracy": float(np.mean(right)),
+            "validation_right": {"count": right.size, "bits": np.packbits(right).tobytes().hex()},
             "parity": {
                 "agrees": agrees,
                 "samples": parity.samples,

@@ -14,7 +14,7 @@ import numpy as np
 import tfkit
 from tfkit.compression import report
 from tfkit.compression.searching import workspace
-from tfkit.compression.searching.judging import Measured, Objective, judge
+from tfkit.compression.searching.judging import Measured, Objective, judge, standard_error_of_drop
 from tfkit.data import Dataset
 
 FORMAT = "tfkit.compress/1"
@@ -66,8 +66,10 @@ def judge_rows(rows: Sequence[dict[str, Any]], max_drop: float, objective: Objec
         objective=objective,
     )
     base = finished[0]
+    right = {row["name"]: _booleans(row.pop("validation_right")) for row in finished}
     for row in finished:
         row["validation_drop"] = base["validation_accuracy"] - row["validation_accuracy"]
+        row["validation_drop_error"] = standard_error_of_drop(right[base["name"]], right[row["name"]])
         row["test_drop"] = base["test_accuracy"] - row["test_accuracy"]
         row["packed_ratio"] = base["size_bytes"] / row["packed_bytes"]
         row["pareto_size"] = row["name"] in judgement.pareto_size
@@ -80,6 +82,29 @@ def judge_rows(rows: Sequence[dict[str, Any]], max_drop: float, objective: Objec
             row["reason"] = f"validation accuracy {lost:.2f} points below float32, {100 * max_drop:g} allowed"
     base["status"] = "baseline"
     return judgement.best
+
+
+def doubt(best: Mapping[str, Any], max_drop: float, examples: int) -> list[str]:
+    """Warns if the accuracy that the best file lost is known less well than the budget is wide.
+
+    Args:
+        best: its judged row.
+        max_drop: the budget, as a fraction.
+        examples: how many it was judged by.
+    """
+    error = best["validation_drop_error"]
+    if error <= max_drop:
+        return []
+    return [
+        f"{best['name']} was judged by {examples:,} validation examples, which tell its accuracy from that of float32 "
+        f"with a standard error of {100 * error:.2f} points: more than the {100 * max_drop:g} points allowed. A larger "
+        "validation part would tell better."
+    ]
+
+
+def _booleans(stored: Mapping[str, Any]) -> np.ndarray:
+    packed = np.frombuffer(bytes.fromhex(stored["bits"]), np.uint8)
+    return np.unpackbits(packed, count=stored["count"]).astype(bool)
 
 
 def assemble(
