@@ -163,6 +163,7 @@ def held_out(model: keras.Model, x: np.ndarray, y: np.ndarray) -> dict[str, floa
         "cross_entropy": float(np.mean(loss)),
     }
 
+
 def measure_file(model: keras.Model, x: np.ndarray, y: np.ndarray, folder: Path) -> dict[str, float]:
     """Converts to a float `.tflite` file, runs it over the test set, and counts the bytes of its packed form."""
     path = convert(model, folder / "model.tflite", force=True)

@@ -6,9 +6,9 @@
 LeNet-5 (32C5-MP2-64C5-MP2-512FC) on 10,000 training digits (the paper: 60,000), shifted at random. A float network is
 trained, and from it the networks of 8, 4 and 2 bits, the last two for more epochs; beside each, the float network is
 trained on for the same epochs, and the excess is over its error. Errors are those of the `.tflite` files (int8; float
-for the float network) on the official test set. Temperature, variant, noise and grid are, for each width, those of
-`CANDIDATES` with the least cross-entropy on 2,000 held-out training digits, with one more seed and fewer epochs; the
-test set takes no part in it. With `--cache`, what was trained is kept and not trained again.
+for the float network) on the official test set. Temperature, variant, noise, grid and learning rate are, for each
+width, those of `CANDIDATES` with the least cross-entropy on 2,000 held-out training digits, with one more seed and
+fewer epochs; the test set takes no part in it. With `--cache`, what was trained is kept and not trained again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ CHOICE_SEED = 100
 HELD_OUT = 0.2
 BATCH = 100
 RATE = 1e-3
-NARROW_RATE = 2e-3  # At 2 bits: weights have further to go to the next grid point.
 SHIFT = 2
 WIDTHS = (8, 4, 2)
 #: Table 1 of the paper: test error in percent, by width of weights and activations.
@@ -54,7 +53,7 @@ class Plan(NamedTuple):
     float_epochs: int = 7
     epochs: int = 4
     narrow_epochs: int = 8
-    choice_epochs: int = 2
+    choice_epochs: int = 4
 
     def after(self, bits: int) -> int:
         """Returns the epochs from the float network to that of so many bits."""
@@ -62,19 +61,36 @@ class Plan(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """Arguments of the compressor."""
+    """Arguments of the compressor, and Adam's learning rate."""
 
     temperature: float
     straight_through: bool
     noise: float = 0.1
     neighbours: int = 1
+    learning_rate: float = RATE
+
+    def compressor(self, bits: int, seed: int) -> RelaxedQuantization:
+        """Makes the compressor."""
+        arguments = {key: value for key, value in self._asdict().items() if key != "learning_rate"}
+        return RelaxedQuantization(bits=bits, activation_bits=bits, seed=seed, **arguments)
 
 
-#: By width. Noise of a third of a step, the paper's, smooths the gradient, and at 2 bits drowns the signal.
+#: By width. Noise of a third of a step, the paper's, smooths the gradient, and at 2 bits drowns the signal. The fewer
+#: points, the further a weight has to go to the next one: higher learning rates.
 CANDIDATES = {
     8: (Candidate(1.0, False), Candidate(1.0, False, 1 / 3, 2), Candidate(1.0, True, 1 / 3, 2)),
-    4: (Candidate(1.0, False), Candidate(1.0, False, 1 / 3, 2), Candidate(1.0, True, 1 / 3, 2)),
-    2: (Candidate(1.0, False), Candidate(1.0, True), Candidate(2.0, True)),
+    4: (
+        Candidate(1.0, False),
+        Candidate(1.0, False, learning_rate=2e-3),
+        Candidate(1.0, False, 0.2, 1, 2e-3),
+        Candidate(1.0, False, 0.2, 2, 2e-3),
+        Candidate(1.0, True, 1 / 3, 2),
+    ),
+    2: (
+        Candidate(1.0, False, learning_rate=2e-3),
+        Candidate(1.0, True, learning_rate=2e-3),
+        Candidate(2.0, True, learning_rate=2e-3),
+    ),
 }
 
 
@@ -138,9 +154,7 @@ def quantized(
     start: keras.Model, bits: int, candidate: Candidate, x: np.ndarray, y: np.ndarray, epochs: int, seed: int
 ) -> keras.Model:
     """Trains with relaxed quantization of weights and activations."""
-    compressor = RelaxedQuantization(bits=bits, activation_bits=bits, seed=seed, **candidate._asdict())
-    rate = NARROW_RATE if bits == 2 else RATE
-    return compressor.apply(start, trainer(x, y, epochs, seed + 1, rate))
+    return candidate.compressor(bits, seed).apply(start, trainer(x, y, epochs, seed + 1, candidate.learning_rate))
 
 
 def measure_file(model: keras.Model, quantization: str, dataset: Any, folder: Path, name: str) -> dict[str, Any]:
