@@ -4,13 +4,13 @@
     python benchmarks/papers/proxquant.py --size 32    # the same on images of full size: five times as long
     python benchmarks/papers/proxquant.py --quick      # one seed, few epochs and images: does it run?
 
-The paper trains ResNet-20 to 56 for 300 epochs on the 50,000 images of CIFAR-10. Here it is ResNet-8, 20 epochs
-after 30 in float, and 5,000 images, averaged to 16x16 pixels unless `--size` says otherwise. The same float network is
-the start of both methods, both train for the same epochs on the same batches with Adam, both are quantized hard at the
-same epoch, and the first convolution and the last layer stay in float. Images are shifted and flipped at random. Each
-method takes the best of the same grid of scales and learning rates, chosen by the cross-entropy on training images that
-are held out, with one more seed; the test set takes no part in that. Every weight of a result is checked to be in its set, and the accuracy is that of the
-`.tflite` file. With `--cache`, trained networks are kept and not trained again.
+The paper trains ResNet-20 to 56 for 300 epochs on the 50,000 images of CIFAR-10. Here it is ResNet-8, 20 epochs after
+30 in float, and 5,000 images, averaged to 16x16 pixels unless `--size` says otherwise. The same float network is the
+start of both methods, both train for the same epochs on the same batches with Adam, both are quantized hard at the same
+epoch, and the first convolution and the last layer stay in float. Images are shifted and flipped at random. Each method
+takes the best of the same grid of scales and learning rates, chosen by the cross-entropy on training images that are
+held out, with one more seed; the test set takes no part in that. Every weight of a result is checked to be in its set,
+and the accuracy is that of the `.tflite` file. With `--cache`, trained networks are kept and not trained again.
 """
 
 from __future__ import annotations

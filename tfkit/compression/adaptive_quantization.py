@@ -337,7 +337,7 @@ class AdaptiveCallback(keras.callbacks.Callback):
         self._gradients: list[np.ndarray] | None = None  # Of the last epoch that kept the bound.
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        loss = float((logs or {})["loss"])
+        self._loss = loss = float((logs or {})["loss"])
         gradients = [transform.take_gradient() for transform, _ in precisions(self.model)]
         self._bound = loss if self._bound is None else self._bound
         if epoch <= self._end:
@@ -365,5 +365,12 @@ class AdaptiveCallback(keras.callbacks.Callback):
                 f"AdaptiveQuantization changed nothing: no epoch up to {self._end} had a training loss of at most "
                 f"{self._bound}. Train longer, or raise `loss_bound`.",
                 NoEffectWarning,
+                stacklevel=2,
+            )
+        elif self._loss > self._bound:
+            warnings.warn(
+                f"AdaptiveQuantization: the training loss ended at {self._loss:.4g}, above its bound of "
+                f"{self._bound:.4g}. Leave more epochs after the last round (a smaller `end`), or start with a smaller "
+                "`radius`.",
                 stacklevel=2,
             )

@@ -34,7 +34,7 @@ __all__ = ["Augmentation", "Progress", "SearchResult", "Settings", "Step", "Tria
 FILE_SECONDS, TIMING_SECONDS = 5.0, 4.0
 #: An epoch under a compression method over one of the plain model, about.
 METHOD_COST = 1.4
-#: A trial of the last rung that misses the budget by less than another budget is trained again for so many times longer.
+#: A trial of the last rung that misses the budget by less than another is trained again, so many times longer.
 NEAR_MISS_EPOCHS = 2.0
 #: A rung's trials that lose more than this many budgets (at least 5 points) go on only if there is nothing else.
 HOPELESS_DROPS, HOPELESS_POINTS = 5.0, 0.05
