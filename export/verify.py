@@ -171,6 +171,12 @@ def verify(
             "Argument `data` must hold at least one sample, and as many for each input. "
             f"Received: {[array.shape for array in flat]}."
         )
+    expected = [tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or ()]
+    for shape, array in zip(expected, flat, strict=False):
+        if len(shape) != array.ndim or any(a not in (None, b) for a, b in zip(shape[1:], array.shape[1:], strict=True)):
+            raise ValueError(
+                f"Argument `data` must have the shape that the model takes, {shape}. Received: {array.shape}."
+            )
     wanted = _run_model(model, data, samples, batch_size)
     results = []
     for kind in kernels:

@@ -63,7 +63,9 @@ class Candidate(NamedTuple):
 
 
 #: The same grid of scale and learning rate for both methods; ProxQuant's regularizer and pull were fixed before.
-SHARED = tuple(({"bits": 1, "scale": scale}, rate) for scale in (0.03, "fit") for rate in (2e-3, 5e-3, 1e-2))
+SHARED = tuple(
+    ({"bits": 1, "scale": scale}, rate) for scale in (0.03, "fit") for rate in (2e-3, 5e-3, 1e-2, 2e-2, 4e-2)
+)
 CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "BinaryConnect": tuple(Candidate(arguments, rate) for arguments, rate in SHARED),
     "ProxQuant": tuple(Candidate({**arguments, "regularizer": "l2", "pull": 3.0}, rate) for arguments, rate in SHARED),

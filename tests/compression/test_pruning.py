@@ -7,6 +7,7 @@ from hypothesis.extra import numpy as hnp
 
 from tests import zoo
 from tfkit.compression import MagnitudePruning
+from tfkit.compression.base import NoEffectWarning
 from tfkit.compression.pruning import global_masks, magnitude_mask, polynomial
 from tfkit.internal import surgery
 
@@ -168,3 +169,19 @@ def test_fractions_are_of_this_fit():
     record = Record()
     prepared.fit(x, y, batch_size=4, epochs=5, verbose=0, callbacks=[*pruning.callbacks(), record])
     assert 0 == record.sparsity[0] < record.sparsity[1] < 0.9 and record.sparsity[5:] == pytest.approx([0.9] * 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        ({"exclude": ("logit",)}, "logit"),
+        ({"include": ("dense*", "cnov*")}, "cnov*"),
+        ({"sparsity": {"Dense": 0.5, "hiden": 0.9}}, "hiden"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_said(arguments, pattern):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_one"), keras.layers.Dense(2)])
+    with pytest.warns(NoEffectWarning, match="matches no layer") as caught:
+        MagnitudePruning(**{"sparsity": 0.5, **arguments}).prepare(model)
+    said = [str(warning.message) for warning in caught if warning.category is NoEffectWarning]
+    assert len(said) == 1 and repr(pattern) in said[0]

@@ -100,14 +100,32 @@ class Compressor(abc.ABC):
         return prepared
 
     def _warn_if_unchanged(self, model: keras.Model, changed: bool) -> None:
+        """Warns of patterns that match no layer of the model that was given, or if nothing was changed at all."""
+        layers = [surgery.source(layer) for layer in surgery.leaf_layers(model)]
+        names = [layer.name for layer in layers]
         if not changed:
-            names = [layer.name for layer in surgery.leaf_layers(model)]
             warnings.warn(
                 f"{type(self).__name__} changed nothing: no layer it handles matches include={self.include}, "
                 f"exclude={self.exclude}. The model's layers: {names}.",
                 NoEffectWarning,
                 stacklevel=3,
             )
+            return
+        for argument in self._arguments():
+            patterns = getattr(self, argument)
+            kinds = {type(layer).__name__ for layer in layers} if isinstance(patterns, Mapping) else set()
+            if not isinstance(patterns, Mapping) and argument not in ("include", "exclude"):
+                continue
+            for pattern in patterns:
+                # The parts of a layer that was split carry its name.
+                wanted = (pattern, f"{pattern}_*")
+                if not any(fnmatch.fnmatchcase(label, one) for label in (*names, *kinds) for one in wanted):
+                    warnings.warn(
+                        f"{type(self).__name__}: {pattern!r} of `{argument}` matches no layer and has no effect. The "
+                        f"model's layers: {names}.",
+                        NoEffectWarning,
+                        stacklevel=3,
+                    )
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """Returns the callbacks that `fit` needs for this method."""

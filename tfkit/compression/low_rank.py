@@ -142,7 +142,7 @@ class LowRank(Compressor):
         self.ridge = ridge
         self.samples = checks.integer("samples", samples, 1)
         self.only_if_smaller = only_if_smaller
-        self.seed = seed
+        self.seed = checks.integer("seed", seed, 0)
         self._rows: list[LowRankRow] = []
 
     @classmethod

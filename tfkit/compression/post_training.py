@@ -157,7 +157,7 @@ class PostTrainingQuantization(QuantizationAware):
         self.equalize = equalize
         self.bias_correction = bias_correction
         self.samples = checks.integer("samples", samples, 1)
-        self.seed = seed
+        self.seed = checks.integer("seed", seed, 0)
         self._pairs: list[EqualizedPair] = []
 
     @classmethod

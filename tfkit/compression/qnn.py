@@ -105,6 +105,20 @@ class QuantizedNeuralNetwork(QuantizationAware):
             if width is not None or name in ("weight_bits", "activation_bits"):
                 checks.integer(name, width, 1, 8)
         checks.choice("scale", scale, SCALES)
+        if scale == "none" and weight_bits >= WIDEST_BEFORE_SIGN:
+            raise checks.error(
+                "scale",
+                '"channel" or "tensor" with weight_bits of 7 or 8',
+                scale,
+                "Their range is fitted to the weights.",
+            )
+        if activation_limit is not None:
+            checks.number("activation_limit", activation_limit, 1e-3)
+            if not 1 < activation_bits < 8:
+                raise checks.error(
+                    "activation_limit", f"None with activation_bits={activation_bits}", activation_limit,
+                    "Only activations of 2 to 7 bits have a limit to set.",
+                )  # fmt: skip
         if stochastic and activation_bits != 1:
             raise ValueError(
                 f"Argument `stochastic` must be False with activation_bits={activation_bits}: only the sign of "
@@ -118,7 +132,7 @@ class QuantizedNeuralNetwork(QuantizationAware):
         self.scale = scale
         self.activation_limit = activation_limit
         self.shift_batch_norm = shift_batch_norm
-        self.seed = seed
+        self.seed = checks.integer("seed", seed, 0)
         self._bits: dict[str, int] = {}  # Of the layers of the model being prepared, by name.
 
     def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:

@@ -283,7 +283,8 @@ class _Rewriter:
         grids = "per channel"
         if any(not getattr(t, "per_channel", True) for t in new.transforms.get("kernel", ())):
             grids = "one scale"
-        self.note(source, "int8", grids)
+        bits = min((t.bits for t in new.transforms.get("kernel", ()) if hasattr(t, "bits")), default=8)
+        self.note(source, "int8", grids if bits == 8 else f"{grids}, weights of {bits} bits")
         if _fuses(source):
             return self.finish(original, outputs, source.name)
         on_grid = self.quantized(outputs, source.name, "output")  # The activation's kernel prescribes 8 bits.

@@ -258,7 +258,7 @@ class RelaxedQuantizeWeight(_Sampler, WeightTransform):
         self.noise = noise
         self.depthwise = depthwise
         self.keep_zeros = keep_zeros
-        self.seed = seed
+        self.seed = checks.integer("seed", seed, 0)
         self._check()
         checks.integer("bits", bits, 2, 8)
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -332,7 +332,7 @@ class RelaxedQuantizeActivation(_Sampler, keras.layers.Layer):
         self.straight_through = straight_through
         self.neighbours = neighbours
         self.noise = noise
-        self.seed = seed
+        self.seed = checks.integer("seed", seed, 0)
         self._check()
         self.supports_masking = True
         self.seed_generator = keras.random.SeedGenerator(seed)

@@ -139,7 +139,7 @@ class RigL(Compressor):
         self.fraction = fraction
         self.frequency = frequency
         self.end = end
-        self.seed = seed
+        self.seed = checks.integer("seed", seed, 0)
 
     def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
         target = setting_for(self.sparsity, layer)

@@ -219,7 +219,7 @@ class SaliencyPruning(Compressor):
         self.scope = scope
         self.rounds = rounds
         self.batch_size = batch_size
-        self.seed = seed
+        self.seed = checks.integer("seed", seed, 0)
 
     def get_config(self) -> dict[str, Any]:
         """Returns every argument; the data go along."""

@@ -227,9 +227,9 @@ class StructuredPruning(Compressor):
             for g, gone in zip(groups, removed, strict=True)
         )
         changed = any(len(gone) for gone in removed)
-        if not groups:
-            self._warn_if_unchanged(model, changed=False)
-        elif not changed and progress == 1.0 and first is None:
+        if first is None:
+            self._warn_if_unchanged(model, changed=bool(groups))
+        if groups and not changed and progress == 1.0 and first is None:
             warnings.warn(
                 f"StructuredPruning changed nothing: {self!r} removes no channel of this model.",
                 NoEffectWarning,
