@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ def trace(
         model = load_keras(model)
     if isinstance(model, keras.Model):
         _check_weights(model)
+        _warn_if_unfinished(model)
         model = in_float32(model)
         variables = [_raw(v) for v in model.variables]
         call = _annotated_call(model) if annotate else lambda x: model(x, training=False)
@@ -141,6 +143,16 @@ def _check_weights(model: keras.Model) -> None:
                     f"Argument `model` must have finite weights. Received: NaN or infinity in '{variable.path}'. "
                     "Train it again, with a lower learning rate."
                 )
+
+
+def _warn_if_unfinished(model: keras.Model) -> None:
+    unfinished = [layer.name for layer in model._flatten_layers() if type(layer).__name__ == "Reparameterized"]
+    if unfinished:
+        warnings.warn(
+            f"The model is prepared for training, not finished: the file will compute the weights of {unfinished} anew "
+            "for each input. Convert what the compressor's `finalize(model)` gives.",
+            stacklevel=4,
+        )
 
 
 def in_float32(model: keras.Model) -> keras.Model:

@@ -30,6 +30,22 @@ CASES: dict[str, Case] = {
     "IVF with codes": Case(
         lambda: retrieval.IVF(code_bytes=3, clustering="euclidean"), lambda count: {"probes": count, "rescore": count}
     ),
+    "GreedyMIPS": Case(retrieval.GreedyMIPS, lambda count: {"budget": count}),
+    "PCATree": Case(retrieval.PCATree, lambda count: {"hamming": count}),
+    "PCATree by leaves": Case(lambda: retrieval.PCATree(depth=3), lambda count: {"leaves": count}),
+    "KDTree": Case(retrieval.KDTree),
+    "KDTree of single items": Case(lambda: retrieval.KDTree(leaf_items=1), lambda count: {"leaves": count}),
+    "SimpleLSH": Case(retrieval.SimpleLSH, lambda count: {"candidates": count}),
+    "SimpleLSH of few bits": Case(lambda: retrieval.SimpleLSH(bits=5, seed=1), lambda count: {"candidates": count}),
+    "NormRangingLSH": Case(retrieval.NormRangingLSH, lambda count: {"candidates": count}),
+    "WedgeSampling": Case(retrieval.WedgeSampling, lambda count: {"candidates": count}),
+    "DiamondSampling": Case(lambda: retrieval.DiamondSampling(seed=3), lambda count: {"candidates": count}),
+    "NSW": Case(retrieval.NSW, lambda count: {"ef": count}),
+    "NSW without a hierarchy": Case(
+        lambda: retrieval.NSW(8, 30, space="euclidean", hierarchy=False, seed=1), lambda count: {"ef": count}
+    ),
+    "NSW by inner product": Case(lambda: retrieval.NSW(4, space="inner_product"), lambda count: {"ef": count}),
+    "NSW by angle": Case(lambda: retrieval.NSW(space="angle"), lambda count: {"ef": count}),
 }
 each = pytest.mark.parametrize("name", CASES)
 

@@ -367,7 +367,7 @@ class AdaptiveCallback(keras.callbacks.Callback):
                 NoEffectWarning,
                 stacklevel=2,
             )
-        elif self._loss > self._bound:
+        elif self._bound is not None and self._loss > self._bound:
             warnings.warn(
                 f"AdaptiveQuantization: the training loss ended at {self._loss:.4g}, above its bound of "
                 f"{self._bound:.4g}. Leave more epochs after the last round (a smaller `end`), or start with a smaller "

@@ -3,8 +3,34 @@
 from __future__ import annotations
 
 from tfkit.retrieval.base import Index, IndexFileError, SearchResult
+from tfkit.retrieval.euclidean import EuclideanTransform, L2ALSHTransform, SignALSHTransform, SimpleLSHTransform
 from tfkit.retrieval.exact import Exact
+from tfkit.retrieval.greedy_mips import GreedyMIPS
 from tfkit.retrieval.ivf import IVF
+from tfkit.retrieval.kd_tree import KDTree
+from tfkit.retrieval.lsh import NormRangingLSH, SimpleLSH
 from tfkit.retrieval.norm_scan import NormScan
+from tfkit.retrieval.nsw import NSW
+from tfkit.retrieval.pca_tree import PCATree
+from tfkit.retrieval.sampling import DiamondSampling, WedgeSampling
 
-__all__ = ["IVF", "Exact", "Index", "IndexFileError", "NormScan", "SearchResult"]
+__all__ = [
+    "IVF",
+    "NSW",
+    "DiamondSampling",
+    "EuclideanTransform",
+    "Exact",
+    "GreedyMIPS",
+    "Index",
+    "IndexFileError",
+    "KDTree",
+    "L2ALSHTransform",
+    "NormRangingLSH",
+    "NormScan",
+    "PCATree",
+    "SearchResult",
+    "SignALSHTransform",
+    "SimpleLSH",
+    "SimpleLSHTransform",
+    "WedgeSampling",
+]
