@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Written last, so that an interrupted installation is taken up again.
 STAMP := $(VENV)/.installed
-EXTRAS := test,demo,notebooks
+EXTRAS := test,demo,notebooks,retrieval
 # The first interpreter that will do; say PYTHON=... to choose one.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tfkit.retrieval.base import Index, IndexFileError, SearchResult
+from tfkit.retrieval.default import default_index
 from tfkit.retrieval.euclidean import EuclideanTransform, L2ALSHTransform, SignALSHTransform, SimpleLSHTransform
 from tfkit.retrieval.exact import Exact
 from tfkit.retrieval.greedy_mips import GreedyMIPS
@@ -13,6 +14,7 @@ from tfkit.retrieval.norm_scan import NormScan
 from tfkit.retrieval.nsw import NSW
 from tfkit.retrieval.pca_tree import PCATree
 from tfkit.retrieval.sampling import DiamondSampling, WedgeSampling
+from tfkit.retrieval.scann import ScaNN
 
 __all__ = [
     "IVF",
@@ -28,9 +30,11 @@ __all__ = [
     "NormRangingLSH",
     "NormScan",
     "PCATree",
+    "ScaNN",
     "SearchResult",
     "SignALSHTransform",
     "SimpleLSH",
     "SimpleLSHTransform",
     "WedgeSampling",
+    "default_index",
 ]
