@@ -44,6 +44,8 @@ RATES = (1e-4, 5e-4, 2e-3, 1e-2)
 CHOICE_SEED = 100
 HELD_OUT = 0.2
 
+#: Of the plot's axis, in percent.
+MOST_ERROR = 12.0
 PLOT = Path(__file__).resolve().parents[1] / "docs" / "compare_quantization.png"
 
 
@@ -237,9 +239,11 @@ def plot(table: list[dict[str, Any]], path: Path) -> None:
     """Draws error against bits; a line for each family."""
     figure, axis = plt.subplots(figsize=(9, 5.5))
     colours = plt.get_cmap("tab20")
-    families = list(dict.fromkeys(row["method"] for row in table))
-    for number, family in enumerate(families):
-        rows = [row for row in table if row["method"] == family]
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in table:
+        narrow = row["method"] == "QAT" and not row["setting"].endswith("A8")
+        families.setdefault(row["method"] + (", narrow activations" if narrow else ""), []).append(row)
+    for number, (family, rows) in enumerate(families.items()):
         bits = [row["bits a weight, packed"] for row in rows]
         error = [row["test error %"] for row in rows]
         axis.plot(bits, error, marker="osD^v"[number % 5], color=colours(number % 20), label=family, linewidth=1)
@@ -247,6 +251,10 @@ def plot(table: list[dict[str, Any]], path: Path) -> None:
     axis.axhline(baseline, color="0.6", linewidth=0.8, linestyle="--")
     axis.set(xscale="log", yscale="log", xlabel="bits a weight in the packed file (all of it counted)")
     axis.set_ylabel("error of the file on the test set, %")
+    axis.set_ylim(top=MOST_ERROR)
+    beyond = [f"{row['method']} {row['setting']}" for row in table if row["test error %"] > MOST_ERROR]
+    if beyond:
+        axis.set_title(f"above {MOST_ERROR:g} %, not shown: {', '.join(beyond)}", fontsize=8)
     axis.set_xticks([0.25, 0.5, 1, 2, 4, 8, 16, 32], labels=["¼", "½", "1", "2", "4", "8", "16", "32"])
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value < 10 else "")
