@@ -173,3 +173,46 @@ def test_sizes_are_readable():
         "1.5 MB",
         "2.0 GB",
     ]
+
+
+@pytest.fixture
+def two_files(tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "items.npy", rng.normal(size=(1500, 8)).astype("float32"))
+    np.save(tmp_path / "queries.npy", rng.normal(size=(60, 8)))
+    return tmp_path / "items.npy", tmp_path / "queries.npy"
+
+
+def test_retrieve_tune_writes_an_index_that_can_be_used(two_files, tmp_path):
+    out = tmp_path / "tuned"
+    arguments = ["retrieve", "tune", *map(str, two_files), "--out", str(out), "--k", "5", "--target-recall", "0.5"]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "recall@5" in done.output and (out / "tuning.png").stat().st_size > 5000
+    told = json.loads((out / "tuning.json").read_text())
+    from tfkit import retrieval
+
+    index = retrieval.Index.load(out / "best.index")
+    assert repr(index) == told["index"] and index.search(np.ones(8), 5, **told["effort"]).ids.shape == (5,)
+    again = CliRunner().invoke(cli.app, arguments)
+    assert isinstance(again.exception, FileExistsError) and "--force" in str(again.exception)
+    assert CliRunner().invoke(cli.app, [*arguments, "--force"]).exit_code == 0
+
+
+def test_retrieve_bench_has_a_row_for_each_index(two_files):
+    done = CliRunner().invoke(cli.app, ["retrieve", "bench", *map(str, two_files), "--json"])
+    assert done.exit_code == 0, done.output
+    names = {point["name"] for point in json.loads(done.stdout)["points"]}
+    assert {"Exact", "NormScan", "IVF", "NSW"} <= names
+    shown = CliRunner().invoke(cli.app, ["retrieve", "bench", *map(str, two_files)])
+    assert "recall@10" in shown.output and "0.95" in shown.output and "NSW" in shown.output
+
+
+def test_retrieve_refuses_what_is_no_array(two_files, tmp_path):
+    items, queries = two_files
+    (tmp_path / "text.npy").write_text("1 2 3")
+    np.savez(tmp_path / "several.npz", a=np.ones(3), b=np.ones(3))
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    for name in ("text.npy", "several.npz", "objects.npy"):
+        done = run("retrieve", "bench", tmp_path / name, queries)
+        assert done.returncode == 2 and name in done.stderr, done.stderr

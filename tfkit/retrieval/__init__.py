@@ -15,6 +15,7 @@ from tfkit.retrieval.nsw import NSW
 from tfkit.retrieval.pca_tree import PCATree
 from tfkit.retrieval.sampling import DiamondSampling, WedgeSampling
 from tfkit.retrieval.scann import ScaNN
+from tfkit.retrieval.tuning import Tuning, autotune
 
 __all__ = [
     "IVF",
@@ -35,6 +36,8 @@ __all__ = [
     "SignALSHTransform",
     "SimpleLSH",
     "SimpleLSHTransform",
+    "Tuning",
     "WedgeSampling",
+    "autotune",
     "default_index",
 ]
