@@ -7,6 +7,7 @@ An index finds, for each query q, the k items x with the largest inner products 
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
 import inspect
 import json
@@ -21,6 +22,7 @@ import numpy as np
 
 from tfkit.internal import checks
 from tfkit.internal.files import write_atomically
+from tfkit.retrieval.blas import FEW, blas
 
 MAGIC = b"TFKINDEX"
 VERSION = 1
@@ -60,6 +62,8 @@ class Index(abc.ABC):
     """
 
     _classes: ClassVar[dict[str, type[Index]]] = {}
+    #: Whether many queries are searched by matrix products.
+    _multiplies: ClassVar[bool] = False
     items: np.ndarray
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -161,7 +165,9 @@ class Index(abc.ABC):
                 raise checks.error(
                     "effort", f"one of {', '.join(known) or 'none at all'} for {type(self).__name__}", name
                 )
-        result = self._search_rows(rows, k, thread_count(threads), effort)
+        result = self._search_rows(
+            rows, k, thread_count(threads) if len(rows) > 1 or threads is not None else 1, effort
+        )
         if single:
             return SearchResult(result.scores[0], result.ids[0], None if result.exact is None else result.exact[0])
         return result
@@ -169,8 +175,7 @@ class Index(abc.ABC):
     @classmethod
     def effort_names(cls) -> tuple[str, ...]:
         """Returns the names of the efforts that `search` takes."""
-        parameters = inspect.signature(cls._search).parameters.values()
-        return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+        return _keywords_of(cls._search)
 
     @property
     def dimension(self) -> int:
@@ -232,7 +237,11 @@ class Index(abc.ABC):
         def one(part: np.ndarray) -> SearchResult:
             return self._search(part, k, **effort)
 
-        return joined(one, rows, threads)
+        if not self._multiplies or len(rows) <= FEW:
+            return joined(one, rows, threads)
+        # One thread of BLAS in each of ours: theirs would wait for each other after every block.
+        with blas().limit(limits=1):
+            return joined(one, rows, threads)
 
     def _check_built(self) -> None:
         if not hasattr(self, "items"):
@@ -290,11 +299,17 @@ class Index(abc.ABC):
         return index
 
 
+@functools.cache
+def _keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
 def joined(function: Callable[[np.ndarray], SearchResult], rows: np.ndarray, threads: int) -> SearchResult:
     """Runs a search over equal parts of the queries on so many threads, and puts the results together."""
-    parts = np.array_split(rows, min(threads, len(rows))) if len(rows) else [rows]
-    if len(parts) == 1:
+    if threads == 1 or len(rows) <= 1:
         return function(rows)
+    parts = np.array_split(rows, min(threads, len(rows)))
     with ThreadPoolExecutor(len(parts)) as pool:
         results = list(pool.map(function, parts))
     exact = None if results[0].exact is None else np.concatenate([result.exact for result in results])  # type: ignore[misc]

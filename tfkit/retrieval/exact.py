@@ -6,14 +6,12 @@ stays in the cache while a compiled pass keeps those that beat the worst of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-import threadpoolctl
 
 from tfkit.retrieval import kernels
-from tfkit.retrieval.base import Index, SearchResult, joined
+from tfkit.retrieval.base import Index, SearchResult
+from tfkit.retrieval.blas import FEW
+from tfkit.retrieval.candidates import score_all
 
 #: Queries and items of a block: its products fit in a core's cache.
 BLOCK_QUERIES, BLOCK_ITEMS = 256, 2048
@@ -29,6 +27,8 @@ class Exact(Index):
     [2, 0]
     """
 
+    _multiplies = True
+
     def __init__(self) -> None:
         pass
 
@@ -37,6 +37,11 @@ class Exact(Index):
 
     def _search(self, queries: np.ndarray, k: int) -> SearchResult:
         scores, ids, counts = kernels.empty_heaps(len(queries), k)
+        if len(queries) <= FEW:
+            for row, query in enumerate(queries):
+                counts[row] = score_all(query, self.items, scores[row], ids[row])
+            kernels.sort_heaps(scores, ids, counts)
+            return SearchResult(scores, ids, np.ones(len(queries), bool))
         rows, numbers = np.arange(len(queries)), np.arange(len(self.items))
         for start in range(0, len(queries), BLOCK_QUERIES):
             part = slice(start, start + BLOCK_QUERIES)
@@ -46,18 +51,3 @@ class Exact(Index):
                 kernels.offer_block(block, numbers[some], rows[part], scores, ids, counts)
         kernels.sort_heaps(scores, ids, counts)
         return SearchResult(scores, ids, np.ones(len(queries), bool))
-
-    def _search_rows(self, rows: np.ndarray, k: int, threads: int, effort: Mapping[str, Any]) -> SearchResult:
-        # One thread of BLAS in each of ours: theirs would wait for each other after every block.
-        with blas().limit(limits=1):
-            return joined(lambda part: self._search(part, k), rows, threads)
-
-
-_BLAS: list[threadpoolctl.ThreadpoolController] = []
-
-
-def blas() -> threadpoolctl.ThreadpoolController:
-    """Returns what sets the threads of NumPy's BLAS; to look for it takes a millisecond, so that is done once."""
-    if not _BLAS:
-        _BLAS.append(threadpoolctl.ThreadpoolController().select(user_api="blas"))
-    return _BLAS[0]

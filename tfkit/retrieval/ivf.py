@@ -38,6 +38,8 @@ class IVF(Index):
         seed: of k-means.
     """
 
+    _multiplies = True
+
     def __init__(
         self,
         clusters: int | None = None,

@@ -12,6 +12,8 @@ import numpy as np
 
 #: Sums may be taken in any order, so that they are taken eight and more at a time; NaN and infinities stay as they are.
 FAST = {"reassoc", "contract", "nsz"}
+#: Scores that are compared at a time.
+_TOGETHER = 64
 
 
 def kernel(function: Any) -> Any:
@@ -77,7 +79,7 @@ def offer(scores, ids, count, score, item):  # type: ignore[no-untyped-def]
 def offer_block(block, items, rows, scores, ids, counts):  # type: ignore[no-untyped-def]
     """Offers a block of scores to the heaps of their queries.
 
-    Most scores are worse than the heap's worst: sixteen at a time are passed over by their maximum.
+    Most scores are worse than the heap's worst: many at a time are passed over by comparisons without a branch.
 
     Args:
         block: (queries, items).
@@ -93,11 +95,14 @@ def offer_block(block, items, rows, scores, ids, counts):  # type: ignore[no-unt
             count = offer(heap, held, count, row[at], items[at])
             at += 1
         while at < row.shape[0]:
-            end = min(at + 16, row.shape[0])
-            best = row[at]
-            for i in range(at + 1, end):
-                best = max(best, row[i])
-            if best >= heap[0]:
+            above = 0
+            if at + _TOGETHER <= row.shape[0]:  # A length that the compiler knows, for whole registers.
+                end = at + _TOGETHER
+                for i in range(_TOGETHER):
+                    above |= row[at + i] >= heap[0]
+            else:
+                end, above = row.shape[0], 1
+            if above:
                 for i in range(at, end):
                     if row[i] >= heap[0]:
                         count = offer(heap, held, count, row[i], items[i])

@@ -18,9 +18,9 @@ import numpy as np
 from tfkit.internal import checks
 from tfkit.retrieval import kernels
 from tfkit.retrieval.base import Index, IndexFileError, SearchResult, expect
+from tfkit.retrieval.blas import blas
 from tfkit.retrieval.candidates import budgets, default_budget, places, score_all, score_chosen
 from tfkit.retrieval.euclidean import SimpleLSHTransform
-from tfkit.retrieval.exact import blas
 from tfkit.retrieval.kernels import kernel
 from tfkit.retrieval.norm_scan import norms_of
 
@@ -52,6 +52,8 @@ class SimpleLSH(Index):
 
     #: Parts by norm, of equally many items, each with an M of its own.
     ranges = 1
+
+    _multiplies = True
 
     def __init__(self, bits: int = 64, seed: int = 0) -> None:
         self.bits = checks.integer("bits", bits, 1, 256)
@@ -110,10 +112,6 @@ class SimpleLSH(Index):
         )  # fmt: skip
         kernels.sort_heaps(scores, ids, counts)
         return SearchResult(scores, ids)
-
-    def _search_rows(self, rows: np.ndarray, k: int, threads: int, effort: Mapping[str, Any]) -> SearchResult:
-        with blas().limit(limits=1):
-            return super()._search_rows(rows, k, threads, effort)
 
     def efforts(self, k: int = 10) -> list[dict[str, Any]]:
         return [{"candidates": count} for count in budgets(len(self.items), k)]

@@ -20,7 +20,8 @@ import numpy as np
 from tfkit.internal import checks
 from tfkit.retrieval import kernels
 from tfkit.retrieval.base import Index, SearchResult, expect_permutation
-from tfkit.retrieval.exact import blas
+from tfkit.retrieval.blas import FEW
+from tfkit.retrieval.candidates import score_range
 
 #: Items of the first block, and of the largest; each is twice the one before.
 FIRST_BLOCK, LARGEST_BLOCK = 128, 4096
@@ -35,6 +36,8 @@ class NormScan(Index):
 
     Memory: the items twice, in the order given and by norm, and a norm each.
     """
+
+    _multiplies = True
 
     def __init__(self) -> None:
         pass
@@ -56,6 +59,21 @@ class NormScan(Index):
         scores, ids, counts = kernels.empty_heaps(len(queries), k)
         exact = np.zeros(len(queries), bool)
         lengths = norms_of(queries)
+        if len(queries) <= FEW:
+            for row, query in enumerate(queries):
+                counts[row], exact[row] = _scan(
+                    query,
+                    lengths[row],
+                    self.sorted_items,
+                    self.norms,
+                    self.order,
+                    most,
+                    self.slack,
+                    scores[row],
+                    ids[row],
+                )
+            kernels.sort_heaps(scores, ids, counts)
+            return SearchResult(scores, ids, exact)
         for start in range(0, len(queries), BLOCK_QUERIES):
             part = np.arange(start, min(start + BLOCK_QUERIES, len(queries)))
             first, size = 0, FIRST_BLOCK
@@ -74,10 +92,6 @@ class NormScan(Index):
         kernels.sort_heaps(scores, ids, counts)
         return SearchResult(scores, ids, exact)
 
-    def _search_rows(self, rows: np.ndarray, k: int, threads: int, effort: Mapping[str, Any]) -> SearchResult:
-        with blas().limit(limits=1):
-            return super()._search_rows(rows, k, threads, effort)
-
     def efforts(self, k: int = 10) -> list[dict[str, Any]]:
         budgets = [int(share * len(self)) for share in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)]
         return [*({"budget": budget} for budget in budgets if budget >= k), {}]
@@ -91,6 +105,20 @@ class NormScan(Index):
     def _restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.order = expect_permutation(arrays, "order", len(self.items))
         self._sort(norms_of(self.items)[self.order])
+
+
+@kernels.kernel
+def _scan(query, length, items, norms, order, most, slack, heap, held):  # type: ignore[no-untyped-def]
+    """Scans for one query; returns how many items the heap holds, and whether they are proven to be the best."""
+    count = 0
+    for first in range(0, most, FIRST_BLOCK):
+        last = min(first + FIRST_BLOCK, most)
+        count = score_range(query, items, order, first, last, heap, held, count)
+        if last == items.shape[0]:
+            return count, True
+        if count == heap.shape[0] and heap[0] >= length * (norms[last] + slack * (norms[last] + norms[0])):
+            return count, True
+    return count, False
 
 
 def norms_of(vectors: np.ndarray) -> np.ndarray:

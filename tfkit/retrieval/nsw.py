@@ -32,7 +32,9 @@ import numpy as np
 from tfkit.internal import checks
 from tfkit.retrieval import graph, kernels
 from tfkit.retrieval.base import Index, IndexFileError, SearchResult, as_vectors, expect
-from tfkit.retrieval.exact import BLOCK_ITEMS, BLOCK_QUERIES, blas
+from tfkit.retrieval.blas import FEW
+from tfkit.retrieval.candidates import score_range
+from tfkit.retrieval.exact import BLOCK_ITEMS, BLOCK_QUERIES
 from tfkit.retrieval.norm_scan import norms_of
 
 SPACES = ("centred", "inner_product", "euclidean", "angle")
@@ -46,6 +48,7 @@ SCAN_CHANCE = 10
 SCAN_PER_NODE = 25
 _HIGHEST_LEVEL = 12
 _QUANTILES = 256
+_NOWHERE = np.empty(0, np.int64)
 
 
 class NSW(Index):
@@ -73,6 +76,8 @@ class NSW(Index):
     >>> index.search([1.0, 0.5], k=2).ids.tolist()
     [2, 0]
     """
+
+    _multiplies = True
 
     def __init__(
         self,
@@ -160,6 +165,7 @@ class NSW(Index):
         self.norms = norms[self.order]
         self.prefix_items = self.items[self.order[: max(LEAST_PREFIX, int(PREFIX_SHARE * len(norms)))]]
         self._thresholds: dict[int, float] = {}
+        self._lengths: dict[tuple[int, int], int] = {}
         self._spare: list[np.ndarray] = []
 
     def _search(
@@ -192,7 +198,7 @@ class NSW(Index):
         computed = np.zeros(len(queries), np.int64)
         if ef:
             top = int(self.levels[self.entry]) if self.hierarchy else -1
-            nodes = np.random.default_rng(self.seed).integers(0, count, walks)
+            nodes = _NOWHERE if not walks else np.random.default_rng(self.seed).integers(0, count, walks)
             marks = self._marks()
             graph.explore(
                 queries, self.items, self.links, self.upper, self.first_row, self.entry, top, nodes,
@@ -209,6 +215,11 @@ class NSW(Index):
 
     def _scan(self, queries: np.ndarray, length: int, scores: np.ndarray, ids: np.ndarray, counts: np.ndarray) -> None:
         """Fills the heaps from the items of the largest norms, and sorts them."""
+        if len(queries) <= FEW and length <= len(self.prefix_items):
+            for row, query in enumerate(queries):
+                counts[row] = score_range(query, self.prefix_items, self.order, 0, length, scores[row], ids[row], 0)
+            kernels.sort_heaps(scores, ids, counts)
+            return
         whole = length == len(self.items)  # Then those as they are given need no gathering.
         for start in range(0, len(queries), BLOCK_QUERIES):
             part = np.arange(start, min(start + BLOCK_QUERIES, len(queries)))
@@ -239,9 +250,11 @@ class NSW(Index):
                 above = sum(w * math.erfc(middle / (n * math.sqrt(2))) / 2 for w, n in zip(weights, norms, strict=True))
                 low, high = (middle, high) if above > k else (low, middle)
             self._thresholds[k] = low
-        deviations = NormalDist().inv_cdf(1 - 1 / (SCAN_CHANCE * max(ef, 1)))
-        length = int(np.searchsorted(-self.norms, -self._thresholds[k] / deviations, side="right"))
-        return min(length, SCAN_PER_NODE * ef)
+        if (k, ef) not in self._lengths:
+            deviations = NormalDist().inv_cdf(1 - 1 / (SCAN_CHANCE * max(ef, 1)))
+            length = int(np.searchsorted(-self.norms, -self._thresholds[k] / deviations, side="right"))
+            self._lengths[k, ef] = min(length, SCAN_PER_NODE * ef)
+        return self._lengths[k, ef]
 
     def _marks(self) -> np.ndarray:
         """Returns marks of visited nodes for one search: those of an earlier one, or new ones."""
@@ -249,10 +262,6 @@ class NSW(Index):
             return self._spare.pop()
         except IndexError:
             return np.zeros(len(self.items) + 1, np.uint8)
-
-    def _search_rows(self, rows: np.ndarray, k: int, threads: int, effort: Mapping[str, Any]) -> SearchResult:
-        with blas().limit(limits=1):
-            return super()._search_rows(rows, k, threads, effort)
 
     def efforts(self, k: int = 10) -> list[dict[str, Any]]:
         if self.hierarchy:

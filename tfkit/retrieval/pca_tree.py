@@ -18,8 +18,8 @@ import numpy as np
 from tfkit.internal import checks
 from tfkit.retrieval import kernels
 from tfkit.retrieval.base import Index, IndexFileError, SearchResult, expect, expect_permutation
+from tfkit.retrieval.blas import blas
 from tfkit.retrieval.candidates import score_range
-from tfkit.retrieval.exact import blas
 from tfkit.retrieval.kernels import kernel
 from tfkit.retrieval.norm_scan import norms_of
 from tfkit.retrieval.trees import (
@@ -52,6 +52,8 @@ class PCATree(Index):
     >>> index.search([1.0, 0.5], k=1, hamming=0).ids.tolist()
     [2]
     """
+
+    _multiplies = True
 
     def __init__(self, depth: int | None = None) -> None:
         self.depth = None if depth is None else checks.integer("depth", depth, 0, DEEPEST)
@@ -96,10 +98,6 @@ class PCATree(Index):
         _look(queries, along, self.tree, self.sorted_items, self.differences, ball, scores, ids, counts)
         kernels.sort_heaps(scores, ids, counts)
         return SearchResult(scores, ids)
-
-    def _search_rows(self, rows: np.ndarray, k: int, threads: int, effort: Mapping[str, Any]) -> SearchResult:
-        with blas().limit(limits=1):
-            return super()._search_rows(rows, k, threads, effort)
 
     def efforts(self, k: int = 10) -> list[dict[str, Any]]:
         return [{"leaves": count} for count in leaf_counts(len(self.directions))]
