@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import re
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from tfkit.export import tracing
 from tfkit.export.runner import Runner, RunnerError
 from tfkit.internal import checks
 from tfkit.internal.files import write_atomically
+from tfkit.internal.quiet import quiet_stderr
 
 QUANTIZATIONS = ("float32", "float16", "dynamic", "int8", "int8-qat")
 IO_TYPES = {"float": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
@@ -363,17 +363,3 @@ def _quiet_logger() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def quiet_stderr(log: Any) -> Iterator[None]:
-    """Sends what C++ code writes to file descriptor 2 into `log`; the converter cannot be told to be quiet."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        os.dup2(log.fileno(), 2)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)

@@ -57,6 +57,12 @@ def test_too_few_in_the_leaves_are_minus_one(tree):
     assert np.isfinite(result.scores[~missing]).all() and not missing[:, 0].any()
 
 
+@pytest.mark.parametrize("effort", [{"leaves": 0}, {"rescore": 0}, {"leaves": 2.5}, {"leaves": 0, "rescore": 20}])
+def test_efforts_out_of_range_are_refused(tree, effort):
+    with pytest.raises(ValueError, match="leaves|rescore"):
+        tree.search(vectors(2, seed=1), 5, **effort)
+
+
 def test_more_is_looked_at_for_more_recall(tree):
     efforts = [tree.default_effort(10, wanted) for wanted in (0.5, 0.8, 0.95, 0.99)]
     assert [e["leaves"] for e in efforts] == sorted(e["leaves"] for e in efforts)

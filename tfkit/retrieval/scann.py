@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from tfkit.internal import checks
+from tfkit.internal.quiet import quiet_stderr
 from tfkit.retrieval.base import Index, IndexFileError, SearchResult, expect
 from tfkit.retrieval.exact import Exact
 
@@ -93,12 +94,14 @@ class ScaNN(Index):
     def _build(self, threads: int) -> None:
         self._layout()
         if self._kind:
-            searcher = package().scann_pybind.ScannNumpy(self.items, self._config(), threads)
-            self._searcher = searcher
+            config = self._config()
+            with tempfile.TemporaryFile() as log, quiet_stderr(log):  # It tells how its training goes.
+                self._searcher = package().scann_pybind.ScannNumpy(self.items, config, threads)
 
     def _layout(self) -> None:
         """Sets what follows from the settings and the number of items."""
         count = len(self.items)
+        self._usual: dict[int, dict[str, int]] = {}
         self._scanner = Exact()
         self._scanner.items = self.items
         self._kind = "" if count < LEAST_ITEMS else self.structure
@@ -139,9 +142,12 @@ class ScaNN(Index):
     def _search(
         self, queries: np.ndarray, k: int, *, leaves: int | None = None, rescore: int | None = None
     ) -> SearchResult:
-        usual = self.default_effort(k)
-        leaves = usual["leaves"] if leaves is None else min(checks.integer("leaves", leaves, 1), self._leaves)
-        rescore = usual["rescore"] if rescore is None else max(checks.integer("rescore", rescore, 1), k)
+        if leaves is None or rescore is None:
+            usual = self._usual.get(k) or self._usual.setdefault(k, self.default_effort(k))
+            leaves = usual["leaves"] if leaves is None else leaves
+            rescore = usual["rescore"] if rescore is None else rescore
+        leaves = min(checks.integer("leaves", leaves, 1), self._leaves)
+        rescore = max(checks.integer("rescore", rescore, 1), k)
         if not self._kind or rescore >= len(self.items):
             return self._scanner._search(queries, k)
         if len(queries) == 1:

@@ -21,9 +21,9 @@ from tfkit.compression.searching.file_weights import file_weights, total_sparsit
 from tfkit.compression.searching.finetuning import Augment, FineTuning, describe_function
 from tfkit.data import Dataset
 from tfkit.export import runner
-from tfkit.export.convert import quiet_stderr
 from tfkit.export.pack import SUFFIX
 from tfkit.internal import checks
+from tfkit.internal.quiet import quiet_stderr
 
 #: `progress(done, total, text)`: units of work done, units in all, and what is being done.
 Progress = Callable[[float, float, str], None]
