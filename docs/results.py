@@ -59,7 +59,8 @@ SECTIONS: dict[str, About] = {
     "pruning": About(
         "Pruning that is faster",
         "Structured pruning to half the multiply-adds, and 1x4 blocks in fully connected layers, beside the float "
-        "files, interleaved, on one thread.",
+        "files, interleaved, on one thread. The drop is below the float network that was pruned; the drop over trained "
+        "on is below that network after as many epochs more, which 4,500 images of CIFAR-10 still improve.",
     ),
     "qnn": About(
         "Quantized neural networks",
