@@ -145,13 +145,24 @@ def test_readme_links_lead_somewhere(root):
     assert missing == []
 
 
-def test_readme_code_runs(root, tmp_path):
-    """The ten lines, on fewer digits and for one epoch a stage."""
-    (code,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
-    for shown, tried in (("epochs=4", "epochs=1"), ('load("mnist5k")', 'load("mnist5k").subset(320, 100, 200)')):
-        assert shown in code
-        code = code.replace(shown, tried)
+@pytest.mark.parametrize(
+    ("block", "smaller", "shown"),
+    [
+        (0, {"epochs=4": "epochs=1", 'load("mnist5k")': 'load("mnist5k").subset(320, 100, 200)'}, "accuracy"),
+        (1, {"20000, 64": "2000, 16", "500, 64": "50, 16"}, ""),
+    ],
+    ids=["compress", "retrieve"],
+)
+def test_readme_code_runs(root, tmp_path, block, smaller, shown):
+    """The code of the README, on less data."""
+    blocks = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    code = blocks[block]
+    for given, tried in smaller.items():
+        assert given in code
+        code = code.replace(given, tried)
     (tmp_path / "readme.py").write_text(code)
     done = subprocess.run([sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "small.tflite").is_file() and "accuracy" in done.stdout
+    assert shown in done.stdout
+    assert (tmp_path / ("small.tflite", "items.index")[block]).is_file()

@@ -99,8 +99,8 @@ def standard_error_of_drop(base: np.ndarray, other: np.ndarray) -> float:
     Args:
         base, other: whether each is right, booleans of one shape.
 
-    >>> standard_error_of_drop(np.array([True, True, True, False]), np.array([False, True, True, True]))
-    0.35355339059327373
+    >>> round(standard_error_of_drop(np.array([True, True, True, False]), np.array([False, True, True, True])), 3)
+    0.354
     """
     apart = np.not_equal(base, other)
     drop = float(base.mean() - other.mean())
