@@ -6,7 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Written last, so that an interrupted installation is taken up again.
 STAMP := $(VENV)/.installed
-EXTRAS := test,demo,notebooks,retrieval
+EXTRAS := test,demo,notebooks,retrieval,recommend,graph
 # The first interpreter that will do; say PYTHON=... to choose one.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c '$(SUPPORTED)' 2>/dev/null && echo $(p))))
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -69,7 +69,7 @@ constraints: $(STAMP) ## pin the newest versions that fit together (run with Pyt
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip --upgrade >/dev/null
 	@mkdir -p build
 	$(PY) -m pip install --quiet --dry-run --ignore-installed --report build/resolution.json \
-		'.[$(EXTRAS),retrieval,recommend,graph,interop]'
+		'.[$(EXTRAS),interop]'
 	$(PY) .ci/constraints.py build/resolution.json constraints.txt
 	touch $(STAMP)
 

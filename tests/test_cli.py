@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import tfkit
 from tfkit import cli
+from tfkit.commands import common
 
 HEAVY = ("tensorflow", "keras", "numba", "matplotlib", "mlxtend", "numpy")
 
@@ -166,7 +167,7 @@ def test_bench_reports_the_files_accuracy_and_holds_it_to_what_is_asked(tflite, 
 
 
 def test_sizes_are_readable():
-    assert [cli._size(size) for size in (None, 999, 1000, 1_500_000, 2e9)] == [
+    assert [common.size(size) for size in (None, 999, 1000, 1_500_000, 2e9)] == [
         "",
         "999 B",
         "1.0 kB",

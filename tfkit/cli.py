@@ -6,29 +6,37 @@ interrupted. With `--json`, standard output carries one JSON document and nothin
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import importlib
-import json as json_format
 import os
 import statistics
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 import tfkit
+from tfkit.commands import retrieve
+from tfkit.commands.common import (
+    BAD_INPUT,
+    BELOW_WHAT_WAS_ASKED,
+    INTERRUPTED,
+    OWN_FAULT,
+    Force,
+    Json,
+    Out,
+    new_table,
+    plain,
+    print_json,
+    print_table,
+    show,
+    size,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tfkit.export.measure import Measurement
-
-BELOW_WHAT_WAS_ASKED = 1
-BAD_INPUT = 2
-OWN_FAULT = 3
-INTERRUPTED = 130
 
 
 class Objective(enum.StrEnum):
@@ -47,12 +55,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-retrieve = typer.Typer(help="Maximum inner product search: measure indexes on your vectors, and pick one.")
-app.add_typer(retrieve, name="retrieve", no_args_is_help=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; by default beside the input.")]
+app.add_typer(retrieve.app, name="retrieve", no_args_is_help=True)
 
 
 def main() -> NoReturn:
@@ -115,12 +118,12 @@ def data(
     if name is None:
         locations = [sets.describe(known) for known in sets.names()]
         if json:
-            _print_json([location._asdict() for location in locations])
+            print_json([location._asdict() for location in locations])
             return
-        table = _table("name", "found", "size", "place")
+        table = new_table("name", "found", "size", "place")
         for location in locations:
-            table.add_row(location.name, location.kind, _size(location.size_bytes), location.place)
-        _print(table)
+            table.add_row(location.name, location.kind, size(location.size_bytes), location.place)
+        print_table(table)
         return
     loaded = sets.load(name, validation=validation, seed=seed)
     shown: dict[str, Any] = {
@@ -135,12 +138,12 @@ def data(
         "class_names": list(loaded.class_names),
     }
     if json:
-        _print_json(shown)
+        print_json(shown)
         return
-    table = _table("", "")
+    table = new_table("", "")
     for key, value in shown.items():
         table.add_row(key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-    _print(table)
+    print_table(table)
 
 
 @app.command()
@@ -259,7 +262,7 @@ def _run_search(
         typer.echo(f"tfkit: what is finished is kept in {out}; the same command goes on from there.", err=True)
         raise
     if json:
-        _print_json(result.results)
+        print_json(result.results)
     else:
         console.show(result)
     if not result.found:
@@ -278,7 +281,7 @@ def pack(
     from tfkit.export.pack import pack as run
 
     result = run(file, out, force=force)
-    _show(result, json)
+    show(result, json)
 
 
 @app.command()
@@ -294,9 +297,9 @@ def unpack(
     written = Path(run(file, out, force=force))
     size_bytes = written.stat().st_size
     if json:
-        _print_json({"path": str(written), "size_bytes": size_bytes})
+        print_json({"path": str(written), "size_bytes": size_bytes})
     else:
-        typer.echo(f"{written} ({_size(size_bytes)})")
+        typer.echo(f"{written} ({size(size_bytes)})")
 
 
 @app.command()
@@ -327,9 +330,9 @@ def bench(
         accuracy_data=(loaded.x_test, loaded.y_test),
     )
     if json:
-        _print_json([_plain(result) for result in measured])
+        print_json([plain(result) for result in measured])
     else:
-        _print(_bench_table(measured))
+        print_table(_bench_table(measured))
     worst = min(result.accuracy for result in measured if result.accuracy is not None)
     if min_accuracy is not None and worst < min_accuracy:
         typer.echo(f"tfkit: accuracy {worst:.4f} is below the {min_accuracy:g} asked for.", err=True)
@@ -338,7 +341,7 @@ def bench(
 
 def _bench_table(measured: list[Measurement]) -> Table:
     columns = ("file", "bytes", "gzip", "packed", "p50 ms", "p90 ms", "p99 ms", "/ first", "peak memory", "accuracy")
-    table = _table(*columns, right=tuple(range(1, len(columns))))
+    table = new_table(*columns, right=tuple(range(1, len(columns))))
     for result in measured:
         # Round by round, since only times of the same round were taken under the same load.
         rounds = zip(result.round_p50_ms, measured[0].round_p50_ms, strict=True)
@@ -347,176 +350,10 @@ def _bench_table(measured: list[Measurement]) -> Table:
             *(f"{size:,}" for size in (result.size_bytes, result.gzip_bytes, result.packed_bytes)),
             *(f"{latency:.3f}" for latency in (result.p50_ms, result.p90_ms, result.p99_ms)),
             f"{statistics.median(own / first for own, first in rounds):.2f}",
-            _size(result.peak_memory_bytes),
+            size(result.peak_memory_bytes),
             "" if result.accuracy is None else f"{result.accuracy:.4f}",
         )
     return table
-
-
-Items = Annotated[Path, typer.Argument(help="A .npy file: items, (items, dimension).")]
-Queries = Annotated[Path, typer.Argument(help="A .npy file: queries such as will be asked, (queries, dimension).")]
-Neighbours = Annotated[int, typer.Option("--k", min=1, help="Items sought for each query.")]
-Seconds = Annotated[float, typer.Option(min=0, help="For all of it, about.")]
-Single = Annotated[bool, typer.Option("--single", help="Time queries that come one at a time.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the split of the queries.")]
-#: Recalls that `retrieve bench` tells the speed at.
-RECALLS = (0.8, 0.9, 0.95, 0.99)
-
-
-@retrieve.command()
-def tune(
-    items: Items,
-    queries: Queries,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
-    target_recall: Annotated[float, typer.Option(min=0, max=1, help="Share of the true best to find.")] = 0.95,
-    k: Neighbours = 10,
-    seconds: Seconds = 120,
-    single: Single = False,
-    seed: Seed = 0,
-    force: Force = False,
-    json: Json = False,
-) -> None:
-    """Pick the fastest index and effort for these vectors; write the index, what was measured, and a plot."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not force and (there := [name for name in ("best.index", "tuning.json", "tuning.png") if (out / name).exists()]):
-        raise FileExistsError(f"{out / there[0]} exists; pass --force to overwrite it")
-    found = _tuned(items, queries, target_recall, k, seconds, single, seed)
-    found.index.save(out / "best.index", force=True)
-    found.save(out / "tuning.json")
-    found.plot(out / "tuning.png")
-    if json:
-        _print_json(found.to_dict())
-    else:
-        table = _table("", "")
-        effort = ", ".join(f"{name}={value}" for name, value in found.effort.items())
-        table.add_row("index", repr(found.index))
-        table.add_row("search", effort or "without an effort to choose")
-        table.add_row(f"recall@{k}", f"{found.recall:.4f} over queries that took no part in the choice")
-        table.add_row("queries a second", f"{1e6 / found.best.query_us:,.0f} on one thread")
-        table.add_row("written", ", ".join(str(out / name) for name in ("best.index", "tuning.json", "tuning.png")))
-        _print(table)
-    if found.recall < target_recall:
-        typer.echo(f"tfkit: recall {found.recall:.4f} is below the {target_recall:g} asked for.", err=True)
-        raise typer.Exit(BELOW_WHAT_WAS_ASKED)
-
-
-@retrieve.command(name="bench")
-def bench_retrieval(
-    items: Items,
-    queries: Queries,
-    k: Neighbours = 10,
-    seconds: Seconds = 300,
-    single: Single = False,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Queries a second of each index at several recalls, on these vectors and one thread."""
-    found = _tuned(items, queries, RECALLS[-1], k, seconds, single, seed)
-    if json:
-        _print_json(found.to_dict())
-        return
-    columns = ("index", "build s", "memory", *(f"{level:g}" for level in RECALLS))
-    table = _table(*columns, right=tuple(range(1, len(columns))))
-    for name in dict.fromkeys(point.name for point in found.points):
-        curve = [point for point in found.points if point.name == name]
-        speeds = [max((1e6 / p.query_us for p in curve if p.recall >= level), default=None) for level in RECALLS]
-        shown = ("-" if speed is None else f"{speed:,.0f}" for speed in speeds)
-        table.add_row(name, f"{curve[0].build_s:.1f}", _size(curve[0].memory_bytes), *shown)
-    typer.echo(f"Queries a second on one thread, at least at this recall@{k}:")
-    _print(table)
-    for name, why in found.skipped.items():
-        typer.echo(f"{name}: not measured, {why}. Give it more --seconds.", err=True)
-
-
-def _tuned(items: Path, queries: Path, target: float, k: int, seconds: float, single: bool, seed: int) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from tfkit.retrieval import autotune
-
-    read = _vectors(items), _vectors(queries)
-    columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        return autotune(
-            *read, target, k=k, seconds=seconds, single=single, seed=seed,
-            progress=lambda done, total, text: bar.update(task, completed=done, total=total, description=text),
-        )  # fmt: skip
-
-
-def _vectors(path: Path) -> Any:
-    import numpy as np
-
-    try:
-        read = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a .npy file of numbers: {error}") from None
-    if not isinstance(read, np.ndarray):
-        raise ValueError(f"{path} holds several arrays. Save each with numpy.save.")
-    return read
-
-
-# Printing. rich is imported where it is needed: it takes longer than everything else here.
-
-
-def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=any(columns))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index in right else "left", overflow="fold")
-    return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table)
-
-
-def _show(result: Any, json: bool) -> None:
-    """Prints a result record: its fields as JSON, or a line each."""
-    fields = _plain(result)
-    if json:
-        _print_json(fields)
-        return
-    table = _table("", "")
-    for key, value in fields.items():
-        if not isinstance(value, (dict, list)):
-            shown = _size(value) if key.endswith("_bytes") and isinstance(value, int) else value
-            table.add_row(key.replace("_", " "), f"{shown:.4g}" if isinstance(shown, float) else str(shown))
-    _print(table)
-
-
-def _plain(value: Any) -> Any:
-    """Turns records, paths and numpy scalars into what JSON knows."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return {key: _plain(item) for key, item in value._asdict().items()}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value.item() if hasattr(value, "item") else value
-
-
-def _print_json(value: Any) -> None:
-    json_format.dump(value, sys.stdout, indent=2)
-    sys.stdout.write("\n")
-
-
-def _size(size_bytes: int | None) -> str:
-    if size_bytes is None:
-        return ""
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Attacks, poisoning, defenses and certification."""
