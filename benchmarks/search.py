@@ -74,7 +74,7 @@ SINGLES = (
 PLANS = {
     "lenet5": Plan("mnist", 0.3, 12, 1e-3, 0.002, 16, None, Settings(epochs=10), SINGLES),
     "resnet8": Plan(
-        "cifar10", 0.1, 30, 2e-3, 0.01, 12, ("int8-qat",), Settings(epochs=5, augment=Augmentation(True, 3)), SINGLES
+        "cifar10", 0.1, 30, 2e-3, 0.01, 6, ("int8-qat",), Settings(epochs=5, augment=Augmentation(True, 3)), SINGLES
     ),
 }
 
