@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfkit.retrieval import IVF, NSW, Exact, NormScan, autotune, tuning
-from tfkit.retrieval.tuning import _between, candidates, recall
+from tfkit.retrieval.tuning import between, candidates, recall
 
 
 def vectors(count, dimension=16, seed=0, skew=0.0):
@@ -89,9 +89,9 @@ def test_single_queries_can_be_timed():
 
 
 def test_halfway_as_factors_go():
-    assert _between({"ef": 10}, {"ef": 40}) == {"ef": 20}
-    assert _between({"leaves": 2, "rescore": 30}, {"leaves": 8, "rescore": 120}) == {"leaves": 4, "rescore": 60}
-    assert _between({"ef": 3}, {"ef": 4}) is None and _between({"a": 1}, {"b": 4}) is None
+    assert between({"ef": 10}, {"ef": 40}) == {"ef": 20}
+    assert between({"leaves": 2, "rescore": 30}, {"leaves": 8, "rescore": 120}) == {"leaves": 4, "rescore": 60}
+    assert between({"ef": 3}, {"ef": 4}) is None and between({"a": 1}, {"b": 4}) is None
 
 
 @pytest.mark.parametrize(

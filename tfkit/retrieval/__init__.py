@@ -13,6 +13,8 @@ from tfkit.retrieval.lsh import NormRangingLSH, SimpleLSH
 from tfkit.retrieval.norm_scan import NormScan
 from tfkit.retrieval.nsw import NSW
 from tfkit.retrieval.pca_tree import PCATree
+from tfkit.retrieval.router import Router
+from tfkit.retrieval.router_report import Choice, RouterReport
 from tfkit.retrieval.sampling import DiamondSampling, WedgeSampling
 from tfkit.retrieval.scann import ScaNN
 from tfkit.retrieval.tuning import Tuning, autotune
@@ -20,6 +22,7 @@ from tfkit.retrieval.tuning import Tuning, autotune
 __all__ = [
     "IVF",
     "NSW",
+    "Choice",
     "DiamondSampling",
     "EuclideanTransform",
     "Exact",
@@ -31,6 +34,8 @@ __all__ = [
     "NormRangingLSH",
     "NormScan",
     "PCATree",
+    "Router",
+    "RouterReport",
     "ScaNN",
     "SearchResult",
     "SignALSHTransform",

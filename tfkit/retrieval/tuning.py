@@ -259,9 +259,9 @@ class _Run:
                 break
         for _ in range(2):
             enough = next((i for i, point in enumerate(made) if point.recall >= self.target), 0)
-            between = _between(made[enough - 1].effort, made[enough].effort) if enough else None
-            if between is not None:
-                made.insert(enough, self._measure(name, index, between))
+            middle = between(made[enough - 1].effort, made[enough].effort) if enough else None
+            if middle is not None:
+                made.insert(enough, self._measure(name, index, middle))
         self.points += made
 
     def _measure(self, name: str, index: Index, effort: Mapping[str, Any]) -> Point:
@@ -321,7 +321,7 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
     return float((found[:, :, None] == truth[:, None]).any(axis=1).mean())
 
 
-def _between(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any] | None:
+def between(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the effort halfway between two, as factors go; None if there is no other in between."""
     if low.keys() != high.keys():
         return None
