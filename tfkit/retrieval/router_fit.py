@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -91,8 +92,8 @@ class Fit:
                         break
                     made.insert(place, self._add(name, middle))
         self._tell("timing the choices in turns")
-        timed = [[self._time(lambda c=choice: self._search(c)) for choice in range(len(self.tried))]
-                 for _ in range(ROUNDS)]  # fmt: skip
+        searches = [functools.partial(self._search, choice) for choice in range(len(self.tried))]
+        timed = [[self._time(search) for search in searches] for _ in range(ROUNDS)]
         self.times = np.median(timed, axis=0) / len(self.decided)
 
     def _add(self, name: str, effort: dict[str, Any]) -> int:
@@ -150,7 +151,9 @@ class Fit:
         router, costs = self.router, self.times[kept]
         self.features = Features(router.items, router.seed)
         plain = self.features.of_queries(self.queries)
-        spent = {None: self._time(lambda: self.features.of_queries(self.queries[self.decided])) / len(self.decided)}
+        spent: dict[int | None, float] = {
+            None: self._time(lambda: self.features.of_queries(self.queries[self.decided])) / len(self.decided)
+        }
         inputs: dict[int | None, np.ndarray] = {None: plain} if router.probe is not True else {}
         probe = self._probe(kept, single)
         if probe is not None:
@@ -166,13 +169,13 @@ class Fit:
                 self._tell(f"learning: {name}")
                 left = costs_after(costs, first)
                 model = router_models.make(name)
-                known = self.recalls[np.ix_(self.learn, kept)]
+                known = self.recalls[np.ix_(self.learn, np.array(kept))]
                 model.fit(features[self.learn], known, left, self.target, router.seed)
                 trade = features[self.trade]
-                own = spent[first] + self._time(lambda m=model, x=features: m.predict(x)) / len(features)
+                own = spent[first] + self._time(functools.partial(model.predict, features)) / len(features)
                 extra = own + (0.0 if first is None else float(costs[first]))
                 price, reached, cost = set_price(
-                    model.predict(trade), self.recalls[np.ix_(self.trade, kept)], left, self.target
+                    model.predict(trade), self.recalls[np.ix_(self.trade, np.array(kept))], left, self.target
                 )
                 label = name if first is None else f"{name} + first steps"
                 gain = self._single_at(reached, self.trade) / (cost + extra) if reached >= self.target else 0.0

@@ -99,7 +99,7 @@ def walk_trees(features, columns, thresholds, leaves, used, found):  # type: ign
         for choice in range(columns.shape[0]):
             total = np.float32(0.0)
             for tree in range(used[choice]):
-                node = 0
+                node = np.int64(0)
                 while node < inner:
                     right = row[columns[choice, tree, node]] > thresholds[choice, tree, node]
                     node = 2 * node + 1 + np.int64(right)
