@@ -197,7 +197,7 @@ class Fit:
     def _baselines(self, kept: list[int], single: int) -> list[Row]:
         held, costs = self.held, self.times[kept]
         mixture = mixture_cost(self.target, self.recalls[held].mean(axis=0), self.times)
-        truth = self.recalls[np.ix_(held, kept)]
+        truth = self.recalls[np.ix_(held, np.array(kept))]
         # The oracle knows the true recalls of these queries, and its price is that of these queries too.
         price, _, _ = set_price(truth, truth, costs, self.target)
         oracle = self._row("oracle", kept, cheapest(truth, costs, price), costs, 0.0, 0.0, 0.0)
