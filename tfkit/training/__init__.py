@@ -1,12 +1,16 @@
 """Training algorithms."""
 
+from tfkit.training.importance_sampling import ImportanceSampling, SamplingReport
 from tfkit.training.lamb import LAMB
 from tfkit.training.lars import LARC, LARS
 from tfkit.training.layerwise import LayerwiseOptimizer, paths_in_layers
 from tfkit.training.linear_scaling import LinearScaling, MomentumCorrectedSGD, PolynomialWarmup, zero_gamma
 from tfkit.training.micro_batches import MicroBatched
+from tfkit.training.sampling import ImportanceSampler, Sample
 
 __all__ = [
+    "ImportanceSampler",
+    "ImportanceSampling",
     "LAMB",
     "LARC",
     "LARS",
@@ -15,6 +19,8 @@ __all__ = [
     "MicroBatched",
     "MomentumCorrectedSGD",
     "PolynomialWarmup",
+    "Sample",
+    "SamplingReport",
     "paths_in_layers",
     "zero_gamma",
 ]
