@@ -6,6 +6,7 @@ from tfkit.training.lars import LARC, LARS
 from tfkit.training.layerwise import LayerwiseOptimizer, paths_in_layers
 from tfkit.training.linear_scaling import LinearScaling, MomentumCorrectedSGD, PolynomialWarmup, zero_gamma
 from tfkit.training.micro_batches import MicroBatched
+from tfkit.training.rais import RAIS
 from tfkit.training.sampling import ImportanceSampler, Sample
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MicroBatched",
     "MomentumCorrectedSGD",
     "PolynomialWarmup",
+    "RAIS",
     "Sample",
     "SamplingReport",
     "paths_in_layers",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import keras
@@ -15,15 +17,21 @@ SCORES = ("gradient_norm", "loss", "uniform")
 RESAMPLING = ("multinomial", "systematic")
 
 
-def activation_of(model: keras.Model) -> tuple[keras.layers.Layer | None, Any]:
-    """Returns the last layer of a model and its activation, or (None, None) if it ends without an activation."""
+@contextlib.contextmanager
+def without_activation(model: keras.Model) -> Iterator[Callable[[Any], Any]]:
+    """Within it, the model gives its last layer's pre-activations; yields the activation that was taken off."""
     layer = model.layers[-1] if model.layers else None
     while isinstance(layer, keras.Model):
         layer = layer.layers[-1]
     activation = getattr(layer, "activation", None)
-    if activation is None or activation is keras.activations.linear:
-        return None, None
-    return layer, activation
+    if layer is None or activation is None:
+        yield keras.activations.linear
+        return
+    layer.activation = keras.activations.linear
+    try:
+        yield activation
+    finally:
+        layer.activation = activation
 
 
 def per_example_loss(loss: Any, y: Any, predicted: Any) -> Any:
@@ -58,20 +66,14 @@ def scores_of(model: keras.Model, loss: Any, x: Any, y: Any, kind: str = "gradie
     """
     if kind == "uniform":
         return tf.ones(tf.shape(tf.nest.flatten(x)[0])[:1]), None
-    layer, activation = activation_of(model)
-    if layer is not None:
-        layer.activation = keras.activations.linear
-    try:
+    with without_activation(model) as activation:
         z = model(x, training=False)
-    finally:
-        if layer is not None:
-            layer.activation = activation
     with tf.GradientTape() as tape:
         tape.watch(z)
-        losses = per_example_loss(loss, y, z if activation is None else activation(z))
+        losses = per_example_loss(loss, y, activation(z))
     if kind == "loss":
         return tf.stop_gradient(losses), None
-    # In eval mode one example's loss depends on its own pre-activations only, so the sum's gradient is each one's.
+    # In inference mode one example's loss depends on its own pre-activations only, so the sum's gradient is each one's.
     gradient = tape.gradient(losses, z)
     flat = tf.reshape(gradient, (tf.shape(gradient)[0], -1))
     return tf.norm(flat, axis=1), flat
