@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import tfkit
-from tfkit.commands import retrieve
+from tfkit.commands import launch, retrieve
 from tfkit.commands.common import (
     BAD_INPUT,
     BELOW_WHAT_WAS_ASKED,
@@ -56,6 +56,7 @@ app = typer.Typer(
 )
 
 app.add_typer(retrieve.app, name="retrieve", no_args_is_help=True)
+app.command(name="launch", context_settings=launch.PASSES_ON)(launch.launch)
 
 
 def main() -> NoReturn:
