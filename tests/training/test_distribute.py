@@ -273,7 +273,19 @@ def test_launch_passes_arguments_on_and_restarts(tmp_path, root):
         "sys.exit(0 if mark.exists() else mark.touch() or 3)\n"
     )
     code = "from tfkit.cli import main; main()"
-    line = [sys.executable, "-c", code, "launch", "-n", "1", "--restarts", "1", str(script), "--rate", str(tmp_path / "m")]
+    line = [
+        sys.executable,
+        "-c",
+        code,
+        "launch",
+        "-n",
+        "1",
+        "--restarts",
+        "1",
+        str(script),
+        "--rate",
+        str(tmp_path / "m"),
+    ]
     done = subprocess.run(line, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stdout.count("[0] started ['--rate']") == 2, done.stdout + done.stderr
     assert "a worker ended with 3; 1 restarts left" in done.stderr

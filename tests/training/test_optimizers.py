@@ -99,7 +99,9 @@ def test_larc_takes_the_plain_step_at_zero_whatever_its_rate():
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_excluded_weights_get_neither_ratio_nor_decay(kind):
-    plain = step(keras.optimizers.Adam(0.1, epsilon=1e-6) if kind is LAMB else keras.optimizers.SGD(0.1), [3, 4], [1, 2])
+    plain = step(
+        keras.optimizers.Adam(0.1, epsilon=1e-6) if kind is LAMB else keras.optimizers.SGD(0.1), [3, 4], [1, 2]
+    )
     np.testing.assert_allclose(step(kind(0.1, weight_decay=0.5), [3, 4], [1, 2], name="bias"), plain, rtol=1e-5)
     free = kind(0.1, weight_decay=0.5, exclude=())
     assert np.abs(step(free, [3, 4], [1, 2], name="bias") - plain).max() > 1e-3
@@ -196,7 +198,9 @@ def test_zero_gamma_makes_each_residual_block_the_identity():
     names = zero_gamma(model)
     assert names == [f"stage{stage}_block1_conv2_bn" for stage in (1, 2, 3)]
     x = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
-    block = keras.Model(model.input, [model.get_layer("stem_relu").output, model.get_layer("stage1_block1_relu2").output])
+    block = keras.Model(
+        model.input, [model.get_layer("stem_relu").output, model.get_layer("stage1_block1_relu2").output]
+    )
     np.testing.assert_array_equal(*block(x))
 
 

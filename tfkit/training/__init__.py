@@ -2,8 +2,8 @@
 
 from tfkit.training.importance_sampling import ImportanceSampling, SamplingReport
 from tfkit.training.lamb import LAMB
-from tfkit.training.lars import LARC, LARS
 from tfkit.training.landscape import Line, Surface, filter_normalised, line, surface
+from tfkit.training.lars import LARC, LARS
 from tfkit.training.layerwise import LayerwiseOptimizer, paths_in_layers
 from tfkit.training.linear_scaling import LinearScaling, MomentumCorrectedSGD, PolynomialWarmup, zero_gamma
 from tfkit.training.micro_batches import MicroBatched

@@ -1,4 +1,4 @@
-"""What optimizers with a learning rate for each layer share: trust ratios, exclusions, weight decay inside the ratio."""
+"""What optimizers with a learning rate for each layer share: trust ratio, exclusions, weight decay inside the ratio."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def paths_in_layers(model: keras.Model, layers: type | tuple[type, ...]) -> tupl
         model: a built model.
         layers: a layer class or several.
     """
-    found = [layer for layer in model._flatten_layers() if isinstance(layer, layers)]
+    found: list[Any] = [layer for layer in model._flatten_layers() if isinstance(layer, layers)]
     return tuple(dict.fromkeys(variable.path for layer in found for variable in layer.trainable_variables))
 
 

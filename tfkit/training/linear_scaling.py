@@ -2,8 +2,8 @@
 
 Paper: Goyal et al. Accurate, large minibatch SGD: training ImageNet in 1 hour. arXiv, https://arxiv.org/abs/1706.02677.
 When the batch is multiplied by k, multiply the learning rate by k (section 2.1); rise to it gradually over the first
-epochs (2.2); with the learning rate inside the momentum buffer, correct it when the rate changes (3, remark 2); start the
-last scale of each residual block at zero (5.1); each worker normalises by the statistics of its own examples (3).
+epochs (2.2); with the learning rate inside the momentum buffer, correct it when the rate changes (3, remark 2); start
+the last scale of each residual block at zero (5.1); each worker normalises by the statistics of its own examples (3).
 
 Differs: the warm-up rises with every step, and may be constant or absent, as the paper compares. The statistics of one
 worker's examples on one machine are had by `MicroBatched`.
@@ -124,9 +124,9 @@ class PolynomialWarmup(keras.optimizers.schedules.LearningRateSchedule):
 class MomentumCorrectedSGD(keras.optimizers.SGD):
     """SGD whose momentum stays that of the current learning rate while the rate changes.
 
-    Keras keeps the learning rate inside the velocity, v = m v - rate g. When the rate rises or falls, the old velocity
-    still carries the old rate, so the paper multiplies it by the quotient of the two; this is what is done here. It then
-    equals v = m v + g, w = w - rate v.
+    Keras keeps the learning rate inside the velocity, v = m v - rate g. When the rate changes, the old velocity still
+    carries the old rate, and the paper multiplies it by the quotient of the two. That equals what is done here:
+    v = m v + g, w = w - rate v.
 
     Args:
         learning_rate: a number or a schedule.

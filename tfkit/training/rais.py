@@ -30,10 +30,10 @@ FEATURES = 4
 
 
 def smallest_ellipsoid(s: np.ndarray, v: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Learns the uncertainty set: min sum_i <d, s_i> subject to mean_i w_i (v_i - <c, s_i>)^2 / <d, s_i> <= 1, c, d >= 0.
+    """Learns the uncertainty set: the least sum_i <d, s_i> with mean_i w_i (v_i - <c, s_i>)^2 / <d, s_i> <= 1.
 
-    The problem is convex, and its constraint holds with equality; scaling d by a factor trades the one for the other, so
-    that the product of both sides is minimised, by L-BFGS-B, and d is scaled at the end.
+    The problem, with c and d at least 0, is convex, and its constraint holds with equality. Scaling d trades the one
+    side for the other, so their product is minimised, by L-BFGS-B, and d is scaled at the end.
 
     Args:
         s: features of what was seen, (seen, features), at least 0.

@@ -10,6 +10,8 @@ Differs: the columns of A are scaled to unit length, since the paper does not gi
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -54,16 +56,17 @@ def sharpness(
     checks.number("epsilon", epsilon, 1e-12)
     checks.integer("iterations", iterations, 1)
     space = WeightSpace(model, data, loss, batch_size)
+    spread: Callable[[np.ndarray], np.ndarray]
+    gather: Callable[[np.ndarray], np.ndarray]
     with space.kept() as x:
         if subspace is None:
-            coordinates, spread = x, _identity
-            gather = _identity
+            coordinates, spread, gather = x, _identity, _identity
         else:
             checks.integer("subspace", subspace, 1, len(x))
             matrix = np.random.default_rng(seed).normal(size=(len(x), subspace)).astype(np.float32)
             matrix /= np.linalg.norm(matrix, axis=0)
             coordinates = np.linalg.lstsq(matrix, x, rcond=None)[0]
-            spread, gather = matrix.__matmul__, matrix.T.__matmul__
+            spread, gather = functools.partial(np.matmul, matrix), functools.partial(np.matmul, matrix.T)
         box = epsilon * (np.abs(coordinates) + 1)
         at_solution = space.value(x)
         if not np.isfinite(at_solution):

@@ -28,6 +28,9 @@ class Position(NamedTuple):
     step: int
 
 
+START = Position(0, 0)
+
+
 def variables_of(model: keras.Model) -> list[Any]:
     """Returns all that a step changes: weights, seeds, metrics, and the variables of every optimizer of the model."""
     optimizers = [each for each in vars(model).values() if isinstance(each, keras.optimizers.Optimizer)]
@@ -93,7 +96,7 @@ class Checkpointing(keras.callbacks.Callback):
         resumed: the position the run goes on from: its first epoch lacks the steps that are done.
     """
 
-    def __init__(self, path: Path, every: int | None, write: bool, resumed: Position = Position(0, 0)) -> None:
+    def __init__(self, path: Path, every: int | None, write: bool, resumed: Position = START) -> None:
         super().__init__()
         self.path, self.every, self.write, self.resumed = path, every, write, resumed
         self.epoch, self.offset, self.saved = resumed.epoch, 0, 0

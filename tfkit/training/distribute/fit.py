@@ -88,7 +88,7 @@ def fit(
         }
 
     data = tuple(part for part in (x, y, sample_weight) if part is not None)
-    start = checkpoints.Position(0, 0)
+    start = checkpoints.START
     extra = []
     if checkpoint is not None:
         path = Path(checkpoint)
@@ -123,7 +123,7 @@ def distributed(
     batch_size: int,
     steps: int,
     epochs: int,
-    start: checkpoints.Position = checkpoints.Position(0, 0),
+    start: checkpoints.Position = checkpoints.START,
     shuffle: bool = True,
     seed: int = 0,
 ) -> Any:
@@ -168,7 +168,7 @@ def _examples(data: Any) -> int:
 
 
 def _build(model: keras.Model, data: tuple[Any, ...], strategy: tf.distribute.Strategy) -> None:
-    """Makes all variables, so that a state can be restored into them: metrics and losses are made by their first use."""
+    """Makes all variables, so that a state can be restored: metrics and losses are made by their first use."""
     first = tf.nest.map_structure(lambda part: tf.convert_to_tensor(np.asarray(part)[:1]), data)
     with strategy.scope():
         model._symbolic_build(data_batch=first)

@@ -9,8 +9,8 @@
   which is right only if all parts have one size, and missing in a `train_step` that computes its own loss. In a step,
   losses now stay means over the replica's examples.
 - `TFOptimizer._backend_apply_gradients` clipped each replica's gradient before the sum, and failed to accumulate. Now
-  gradients are first averaged over the examples of all replicas, each replica with the weight of its number; then they are
-  accumulated, clipped and applied. So a step is that of one process on the whole batch.
+  gradients are first averaged over the examples of all replicas, then accumulated, clipped and applied. So a step is
+  that of one process on the whole batch.
 """
 
 from __future__ import annotations
@@ -116,14 +116,18 @@ def _unscale_loss(value: Any) -> Any:
     return tf.where(_step.examples > 0, value, tf.zeros_like(value))
 
 
+def _first_part(strategy: Any) -> Callable[[Any], Any]:
+    return lambda part: strategy.experimental_local_results(part)[0]
+
+
 def _symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> None:
     if _replicas(self._distribute_strategy) == 1:
         _originals["_maybe_symbolic_build"](self, iterator=iterator, data_batch=data_batch)
         return
+    first_part = _first_part(self.distribute_strategy)
     if iterator is not None:
         for _, _, batches in iterator:
-            local = self.distribute_strategy.experimental_local_results
-            data_batch = tf.nest.map_structure(lambda part: local(part)[0], next(batches))
+            data_batch = tf.nest.map_structure(first_part, next(batches))
             break
     with self.distribute_strategy.scope():
         self._symbolic_build(data_batch=data_batch)
@@ -132,7 +136,11 @@ def _symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> 
 
 
 def _reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
-    if reduction in ("auto", "mean") and _replicas(strategy) > 1 and not isinstance(strategy, tf.distribute.TPUStrategy):
+    if (
+        reduction in ("auto", "mean")
+        and _replicas(strategy) > 1
+        and not isinstance(strategy, tf.distribute.TPUStrategy)
+    ):
         return tf.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
     return _originals["reduce_per_replica"](values, strategy, reduction)
 
@@ -146,7 +154,9 @@ def _make_function(self: Any, step_function: Callable[[Any], Any]) -> Callable[[
 
     def make(accumulate: bool) -> Callable[[Any], Any]:
         def on_replica(data: Any) -> Any:
-            data = tf.nest.map_structure(lambda part: None if isinstance(part, tf.experimental.Optional) else part, data)
+            data = tf.nest.map_structure(
+                lambda part: None if isinstance(part, tf.experimental.Optional) else part, data
+            )
             first = next(part for part in tf.nest.flatten(data) if part is not None)
             with example_weighted(tf.shape(first)[0], accumulate):
                 return step_function(data)
@@ -239,10 +249,14 @@ def check(model: keras.Model) -> None:
             "Use the dtype policy mixed_bfloat16, which needs no loss scaling."
         )
     if optimizer.use_ema:
-        raise ValueError("`use_ema=True` does not work with several replicas in Keras. Average the weights in a callback.")
+        raise ValueError(
+            "`use_ema=True` does not work with several replicas in Keras. Average the weights in a callback."
+        )
     others = [each for each in vars(model).values() if isinstance(each, keras.optimizers.Optimizer)]
     if any(each.gradient_accumulation_steps for each in others if each is not optimizer):
-        raise ValueError("`gradient_accumulation_steps` works with the compiled optimizer only, and the model has more.")
+        raise ValueError(
+            "`gradient_accumulation_steps` works with the compiled optimizer only, and the model has more."
+        )
     losses = [each for each in tf.nest.flatten(model.loss) if isinstance(each, keras.losses.Loss)]
     odd = [each.reduction for each in losses if each.reduction not in ("sum_over_batch_size", "mean")]
     if odd:

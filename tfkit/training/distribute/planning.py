@@ -41,8 +41,8 @@ def scaling(
 ) -> list[ScalingPoint]:
     """Estimates data-parallel training with a ring all-reduce.
 
-    Assumptions: every worker computes as fast as the measured one, with the same number of examples; the slowest link of
-    the ring has the given bandwidth both ways at once; n workers send 2 (n - 1) / n of the gradient in 2 (n - 1)
+    Assumptions: every worker computes as fast as the measured one, with the same number of examples; the slowest link
+    of the ring has the given bandwidth both ways at once; n workers send 2 (n - 1) / n of the gradient in 2 (n - 1)
     messages; input is never waited for; `overlap` of the backward pass's time (two thirds of the computation) can hide
     communication.
 

@@ -13,8 +13,8 @@ from tfkit.training.distribute import keras_mend
 def strategy() -> tf.distribute.Strategy:
     """Returns the strategy for this process, and makes Keras' `fit` right under it. Call it before all else.
 
-    `MultiWorkerMirroredStrategy` where `TF_CONFIG` names several workers (set by `tfkit launch`, or by the operator of a
-    Kubernetes cluster) or Slurm started several tasks; `MirroredStrategy` on one machine with several GPUs; otherwise
+    `MultiWorkerMirroredStrategy` where `TF_CONFIG` names several workers (set by `tfkit launch`, or by the training
+    operator of a Kubernetes cluster) or Slurm started several tasks; `MirroredStrategy` on one machine with several GPUs; otherwise
     TensorFlow's default. Make the model, compile it, and call `fit` in its scope or after it:
 
     >>> with strategy().scope():

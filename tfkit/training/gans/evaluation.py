@@ -4,8 +4,8 @@ Paper: Heusel et al. GANs trained by a two time-scale update rule converge to a 
 https://arxiv.org/abs/1706.08500 (FID); Binkowski et al., https://arxiv.org/abs/1801.01401 (KID); Kynkaanniemi et al.,
 https://arxiv.org/abs/1904.06991 (precision and recall).
 
-Differs: features are those of a classifier trained on the same data set, not of Inception on ImageNet, and the names say
-so; figures compare with each other only on one data set and one classifier.
+Differs: features are those of a classifier trained on the same data set, not of Inception on ImageNet, and the names
+say so; figures compare with each other only on one data set and one classifier.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def classifier_fid(real: np.ndarray, made: np.ndarray) -> float:
     return float(away + np.trace(first) + np.trace(second) - 2 * cross)
 
 
-def classifier_kid(real: np.ndarray, made: np.ndarray, *, subset: int = 1000, subsets: int = 10, seed: int = 0) -> float:
+def classifier_kid(
+    real: np.ndarray, made: np.ndarray, *, subset: int = 1000, subsets: int = 10, seed: int = 0
+) -> float:
     """Returns the unbiased squared maximum mean discrepancy under the kernel (x y / features + 1)^3.
 
     Args:
@@ -95,7 +97,7 @@ def precision_recall(real: np.ndarray, made: np.ndarray, neighbours: int = 3) ->
 
 
 def duplicates(real: np.ndarray, made: np.ndarray, quantile: float = 0.01) -> float:
-    """Returns the share of generated examples that lie closer to another than real ones do but for a `quantile` of them.
+    """Returns the share of generated examples that lie closer to another than all but a `quantile` of real ones do.
 
     About `quantile` for as many real examples, up to 1 for a collapsed generator.
     """

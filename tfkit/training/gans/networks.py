@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfkit.internal import checks
 
@@ -94,7 +95,7 @@ def dcgan_discriminator(
         x = keras.layers.LeakyReLU(0.2)(x)
     x = keras.layers.Flatten()(x)
     x = _maybe(keras.layers.Dense(1, kernel_initializer=kernel()), spectral)(x)
-    return keras.Model(inputs, x, name="discriminator")
+    return _started(keras.Model(inputs, x, name="discriminator"), seed)
 
 
 def _mlp(name: str, inputs: int, outputs: int, width: int, depth: int, seed: int | None, spectral: bool) -> keras.Model:
@@ -108,7 +109,7 @@ def _mlp(name: str, inputs: int, outputs: int, width: int, depth: int, seed: int
             outputs if last else width, activation=None if last else "relu", kernel_initializer=init
         )
         x = _maybe(dense, spectral)(x)
-    return keras.Model(given, x, name=name)
+    return _started(keras.Model(given, x, name=name), seed)
 
 
 def _checked(shape: tuple[int, int, int], classes: int) -> tuple[int, int, int]:
@@ -130,6 +131,16 @@ def _initializer(seed: int | None) -> Any:
 
 def _normalised(x: Any) -> Any:
     return keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
+
+
+def _started(model: keras.Model, seed: int | None) -> keras.Model:
+    """Draws the starts of the power iterations from the seed too; Keras offers no argument for them."""
+    if seed is not None:
+        rng = np.random.default_rng(seed)
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.SpectralNormalization):
+                layer.vector_u.assign(rng.normal(size=layer.vector_u.shape))
+    return model
 
 
 def _maybe(layer: keras.layers.Layer, spectral: bool) -> keras.layers.Layer:
