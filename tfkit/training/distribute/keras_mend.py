@@ -124,6 +124,9 @@ def _symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> 
     if _replicas(self._distribute_strategy) == 1:
         _originals["_maybe_symbolic_build"](self, iterator=iterator, data_batch=data_batch)
         return
+    parts = (self._compile_metrics, self._compile_loss, self.optimizer)
+    if all(part is None or part.built for part in parts) and all(layer.built for layer in self._flatten_layers()):
+        return  # `evaluate` within `fit` asks each time, with an iterator that is at its end.
     first_part = _first_part(self.distribute_strategy)
     if iterator is not None:
         for _, _, batches in iterator:

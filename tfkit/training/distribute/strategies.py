@@ -14,8 +14,8 @@ def strategy() -> tf.distribute.Strategy:
     """Returns the strategy for this process, and makes Keras' `fit` right under it. Call it before all else.
 
     `MultiWorkerMirroredStrategy` where `TF_CONFIG` names several workers (set by `tfkit launch`, or by the training
-    operator of a Kubernetes cluster) or Slurm started several tasks; `MirroredStrategy` on one machine with several GPUs; otherwise
-    TensorFlow's default. Make the model, compile it, and call `fit` in its scope or after it:
+    operator of a Kubernetes cluster) or Slurm started several tasks; `MirroredStrategy` on one machine with several
+    GPUs; otherwise TensorFlow's default. Make the model, compile it, and call `fit` in its scope or after it:
 
     >>> with strategy().scope():
     ...     import keras
