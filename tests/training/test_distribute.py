@@ -87,7 +87,7 @@ from tfkit.training import distribute
 
 class Kill(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
-        steps = int(self.model.optimizer.iterations)
+        steps = int(self.model.optimizer._iterations.numpy())
         print("step", steps, flush=True)
         once = Path({folder!r}) / "killed"
         if {kill} and steps == 8 and not distribute.is_chief(strategy) and not once.exists():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfkit.internal import checks, files
 
@@ -38,6 +39,11 @@ def variables_of(model: keras.Model) -> list[Any]:
     return list({id(each): each for each in found}.values())
 
 
+def value_of(variable: Any) -> np.ndarray:
+    """Returns the value of a Keras variable under any strategy; a metric's is summed over the workers."""
+    return tf.convert_to_tensor(variable.value).numpy()
+
+
 def save(model: keras.Model, path: Path, position: Position, *, write: bool = True) -> None:
     """Writes the state, whole or not at all.
 
@@ -47,7 +53,7 @@ def save(model: keras.Model, path: Path, position: Position, *, write: bool = Tr
         position: where the run stands.
         write: whether this worker writes; all must call, since metrics are summed over them.
     """
-    arrays = {f"v{index}": np.asarray(each) for index, each in enumerate(variables_of(model))}
+    arrays = {f"v{index}": value_of(each) for index, each in enumerate(variables_of(model))}
     if not write:
         return
     arrays["about"] = np.array(json.dumps({"format": FORMAT, **position._asdict()}))
@@ -112,7 +118,7 @@ class Checkpointing(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self.resumed.step:
-            self.metrics = [np.asarray(each) for each in self.model.metrics_variables]
+            self.metrics = [value_of(each) for each in self.model.metrics_variables]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         done = self.offset + batch + 1
