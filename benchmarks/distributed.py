@@ -3,8 +3,8 @@
     python benchmarks/distributed.py            # a quarter of an hour on two cores
     python benchmarks/distributed.py --quick    # parity of one case with two workers: does it run?
 
-Workers are real processes on this machine, started by `tfkit launch`; they share its cores, so that the throughput of two
-says what the machine gives, not what a cluster would. The calculator's plan stands beside it, up to 1,000 workers.
+Workers are real processes on this machine, started by `tfkit launch`; they share its cores, so that the throughput of
+two says what the machine gives, not what a cluster would. The calculator's plan stands beside it, up to 1,000 workers.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import keras
 import numpy as np
@@ -33,6 +32,8 @@ from tests.training import parity
 from tests.training.test_distribute import CASES, KILLED
 from tfkit import models
 from tfkit.training import distribute
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def launch(arguments: list[str], **environment: str) -> str:

@@ -4,10 +4,11 @@
     python benchmarks/gans.py --part grid     # the 25 Gaussians only: about half an hour
     python benchmarks/gans.py --quick         # few steps: does it run?
 
-Every objective has the same networks, optimizers, batches and seeds, and as many steps of the generator; WGAN and WGAN-GP
-take five steps of the discriminator for each, as their papers do. On the grid, networks are perceptrons of two hidden
-layers, and a mode is covered if 20 of 2,500 points fall to it. On Fashion-MNIST they are DCGAN's, and distances are on features of a
-convolutional network trained on the same training images; the real images are the test set. Nothing was tuned on it.
+Every objective has the same networks, optimizers, batches and seeds, and as many steps of the generator; WGAN and
+WGAN-GP take five steps of the discriminator for each, as their papers do. On the grid, networks are perceptrons of two
+hidden layers, and a mode is covered if 20 of 2,500 points fall to it. On Fashion-MNIST they are DCGAN's, and distances
+are on features of a convolutional network trained on the same training images; the real images are the test set.
+Nothing was tuned on it.
 """
 
 from __future__ import annotations
@@ -193,8 +194,8 @@ def write(grid_rows: list[dict[str, Any]], image_rows: list[dict[str, Any]], clo
     path = common.write_result(
         common.RESULTS / "gans.json", figures, title="GANs", seeds=list(SEEDS), plot="gans.png" if clouds else "",
         about="Every objective with the same networks, optimizers, batches and seeds. On the grid, an objective covers "
-        "25 modes if it does with every seed, each hit by at least 20 of 2,500 points. FID and KID are on features of a classifier trained on Fashion-MNIST, "
-        "against the test set, and compare with each other only.",
+        "25 modes if it does with every seed, each hit by at least 20 of 2,500 points. FID and KID are on features of "
+        "a classifier trained on Fashion-MNIST, against the test set, and compare with each other only.",
         data=[
             {"name": "grid of 25 Gaussians", "train": "64,000 points a seed", "test": "2,500 generated points"},
             {"name": "Fashion-MNIST", "train": "10,000 images", "test": "2,000 test images"},

@@ -19,8 +19,8 @@ def arrays(name: str, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     """Returns x_train, y_train, x_test, y_test of a data set or of a worse version of it.
 
     Args:
-        name: a name of `tfkit.data`, with ":imbalanced" (half of the classes keep a twentieth) or ":noisy" (a tenth of the
-            training labels are drawn anew).
+        name: a name of `tfkit.data`, with ":imbalanced" (half of the classes keep a twentieth) or ":noisy" (a tenth of
+            the training labels are drawn anew).
         count: training examples to start from.
         seed: of what is left out or drawn.
     """

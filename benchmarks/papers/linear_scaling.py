@@ -42,7 +42,7 @@ def train(x: np.ndarray, y: np.ndarray, warmup: str, epochs: int, seed: int) -> 
     batch = SMALL if warmup == "small" else min(LARGE, len(x))
     steps = -(-len(x) // batch)
     decay = PolynomialWarmup(RATE, epochs * steps, power=1.0)
-    rate: Any = decay if warmup == "small" else LinearScaling(decay, batch, SMALL, 5 * steps, warmup)  # type: ignore[arg-type]
+    rate: Any = decay if warmup == "small" else LinearScaling(decay, batch, SMALL, 5 * steps, warmup)
     trained = MicroBatched(model, SMALL)
     trained.compile(MomentumCorrectedSGD(rate, weight_decay=None), LOSS)
     history = trained.fit(x, y, batch_size=batch, epochs=epochs, verbose=0)

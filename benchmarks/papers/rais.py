@@ -102,7 +102,7 @@ def main() -> None:
             # A loss that all reach: the worst of the last ones, which uniform reaches in at most all its epochs.
             target = max(row["train_loss"] for row in mine.values())
             uniform = epochs_to(mine["uniform"], target)
-            for method, row in mine.items():
+            for row in mine.values():
                 row |= {"target_loss": target, "epochs_to_target": epochs_to(row, target)}
                 row["epochs_over_uniform"] = row["epochs_to_target"] / uniform
                 rows.append(row)
