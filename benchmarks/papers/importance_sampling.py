@@ -3,9 +3,9 @@
     python benchmarks/papers/importance_sampling.py            # six data sets, 3 seeds; about two hours on one core
     python benchmarks/papers/importance_sampling.py --quick    # a few seconds each: does it run?
 
-Every method trains the same network from the same weights for the same processor time of training steps (measuring
-does not count), with SGD, momentum and one learning rate. "gradient norm" is the paper's method with its threshold, "from the
-start" the same without one, "systematic" ours: the same probabilities, drawn with less variance. Steps and gradient
+Every method trains the same network from the same weights for the same processor time of training steps (measuring does
+not count), with SGD, momentum and one learning rate. "gradient norm" is the paper's method with its threshold, "from
+the start" the same without one, "systematic" ours: the same probabilities, drawn with less variance. Steps and gradient
 evaluations are counted beside the time. The learning rate was fixed beforehand for all.
 """
 

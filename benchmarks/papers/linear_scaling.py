@@ -75,8 +75,8 @@ def main() -> None:
         common.RESULTS / "linear_scaling.json",
         {f"{kind}_drop_points": error[kind] - error["small"] for kind in ("none", "constant", "gradual")},
         title="Linear scaling and warm-up", seeds=list(seeds), table=table,
-        about="Goyal et al., <https://arxiv.org/abs/1706.02677>, table 1: ResNet-8 on 5,000 images of CIFAR-10, a batch "
-        f"of {LARGE:,} with {LARGE // SMALL} times the rate of a batch of {SMALL}, as many epochs each.",
+        about="Goyal et al., <https://arxiv.org/abs/1706.02677>, table 1: ResNet-8 on 5,000 images of CIFAR-10, "
+        f"a batch of {LARGE:,} with {LARGE // SMALL} times the rate of a batch of {SMALL}, as many epochs each.",
         data=[{"name": "cifar10", "train": len(x), "test": len(x_test)}],
         versions=common.versions("tensorflow", "keras", "numpy"),
     )  # fmt: skip

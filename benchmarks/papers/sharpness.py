@@ -4,8 +4,8 @@
     python benchmarks/papers/sharpness.py --quick    # embedded digits, one seed: does it run?
 
 F1 is the paper's fully connected network with batch normalisation, five layers of 512 units on TIMIT; here it is that
-on MNIST with 10,000 digits. Batches of 256 beside a tenth of the training set, Adam, both trained until the training loss
-is the same: the large batch gets more epochs. Sharpness with epsilon = 1e-3 and ten iterations of L-BFGS-B, on the
+on MNIST with 10,000 digits. Batches of 256 beside a tenth of the training set, Adam, both trained until the training
+loss is the same: the large batch gets more epochs. Sharpness with epsilon = 1e-3 and ten iterations of L-BFGS-B, on the
 training data, in the full space and in a random subspace of 100 dimensions.
 """
 

@@ -65,7 +65,8 @@ def sharpness(
             checks.integer("subspace", subspace, 1, len(x))
             matrix = np.random.default_rng(seed).normal(size=(len(x), subspace)).astype(np.float32)
             matrix /= np.linalg.norm(matrix, axis=0)
-            coordinates = np.linalg.lstsq(matrix, x, rcond=None)[0]
+            # A^+ x by the normal equations: random columns are all but orthogonal, and A may have a million rows.
+            coordinates = np.linalg.solve((matrix.T @ matrix).astype(np.float64), matrix.T @ x)
             spread, gather = functools.partial(np.matmul, matrix), functools.partial(np.matmul, matrix.T)
         box = epsilon * (np.abs(coordinates) + 1)
         at_solution = space.value(x)
