@@ -27,8 +27,9 @@ from tfkit.training.layerwise import SMALL, LayerwiseOptimizer, dense, norm
 def local_rate(weight: Any, gradient: Any, trust_coefficient: float, weight_decay: float, epsilon: float = 0.0) -> Any:
     """Returns eta |w| / (|g| + beta |w| + epsilon), or 1 where |w| or |g| is zero.
 
-    >>> float(local_rate(tf.constant([3.0, 4.0]), tf.constant([0.0, 2.0]), 0.01, 0.1))  # 0.01 * 5 / (2 + 0.1 * 5)
-    0.02...
+    >>> rate = local_rate(tf.constant([3.0, 4.0]), tf.constant([0.0, 2.0]), 0.01, 0.1)  # 0.01 * 5 / (2 + 0.1 * 5)
+    >>> round(float(rate), 6)
+    0.02
     """
     size, slope = norm(weight), norm(gradient)
     below = slope + weight_decay * size + epsilon

@@ -34,7 +34,7 @@ def features(classifier: keras.Model, images: np.ndarray, layer: str | None = No
         layer: its name; None: the one before the last.
     """
     chosen = classifier.layers[-2] if layer is None else classifier.get_layer(layer)
-    found = keras.Model(classifier.input, chosen.output).predict(images, batch_size=500, verbose=0)
+    found = keras.Model(classifier.inputs, chosen.output).predict(images, batch_size=500, verbose=0)
     return found.reshape(len(found), -1).astype(np.float64)
 
 
