@@ -40,8 +40,8 @@ def test_recall_is_of_queries_that_decided_nothing(tuned):
     items, found, _ = tuned
     order = np.random.default_rng(0).permutation(120)
     held_out = vectors(120, seed=1)[order[60:]]
-    truth = Exact().build(items).search(held_out, 5).ids
-    assert found.recall == pytest.approx(recall(found.search(held_out).ids, truth))
+    truth = Exact().build(items).search(held_out, 5)
+    assert found.recall == pytest.approx(recall(found.search(held_out), truth))
 
 
 def test_efforts_rise_and_are_refined_around_the_target(tuned):
