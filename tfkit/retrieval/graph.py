@@ -318,8 +318,23 @@ def connect(batch, items, known, levels, links, upper, first_row, top, diverse, 
 
 @kernel
 def explore(  # type: ignore[no-untyped-def]
-    queries, bits, seed, items, links, upper, first_row, entry, top, starts, prefix, effort,
-    scores, nodes, counts, marks, computed,
+    queries,
+    bits,
+    seed,
+    items,
+    links,
+    upper,
+    first_row,
+    entry,
+    top,
+    starts,
+    prefix,
+    effort,
+    scores,
+    nodes,
+    counts,
+    marks,
+    computed,
 ):
     """Searches the graph for each query, from what is known of the answer and from further starts.
 

@@ -94,7 +94,9 @@ class IVF(Index):
     def _residuals(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Returns what is left of items when their projections, or their centroids, are taken away."""
         left: np.ndarray = self.items[rows]
-        left -= self.centroids[labels] * self._lengths(rows, labels)[:, None]
+        for start in range(0, len(rows), BLOCK_ROWS):
+            part = slice(start, start + BLOCK_ROWS)
+            left[part] -= self.centroids[labels[part]] * self._lengths(rows[part], labels[part])[:, None]
         return left
 
     def _sort(self, labels: np.ndarray) -> None:
@@ -164,7 +166,15 @@ class IVF(Index):
         return {"centroids": self.centroids, "codewords": self.codewords, "labels": self.labels}
 
     def _kept(self) -> list[np.ndarray]:
-        beside: list[np.ndarray] = [self.order, self.starts, self.longest, self.shortest, self.lengths, self.sorted_items, self.codes]
+        beside: list[np.ndarray] = [
+            self.order,
+            self.starts,
+            self.longest,
+            self.shortest,
+            self.lengths,
+            self.sorted_items,
+            self.codes,
+        ]
         return [*self._arrays().values(), *beside]
 
     def _restore(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 from tfkit.internal import checks
 from tfkit.retrieval import trees
 from tfkit.retrieval.base import Index, SearchResult, expect, expect_permutation
-from tfkit.retrieval.vectors import norms_of
 from tfkit.retrieval.trees import Tree, item_points, leaf_counts, measured, query_points
+from tfkit.retrieval.vectors import norms_of
 
 #: Points that the spread of a node is estimated on, at most.
 SAMPLE = 512

@@ -70,4 +70,3 @@ def accumulate(vectors, labels, sums, counts):  # type: ignore[no-untyped-def]
         counts[label] += 1
         for j in range(vectors.shape[1]):
             sums[label, j] += vectors[i, j]
-

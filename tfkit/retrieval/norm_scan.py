@@ -51,8 +51,8 @@ class NormScan(Index):
     def _sort(self, norms: np.ndarray) -> None:
         self.norms = norms
         self.sorted_items = self.items[self.order]
-        #: Of computed scores beyond the true ones, for unit norms: a sum of d float32 products is off by less. The norms
-        #: that come here are moderate, so what products lose by underflow is far below it.
+        #: Of computed scores beyond the true ones, for unit norms: a sum of d float32 products is off by less. All
+        #: norms that come here are moderate, so what products lose by underflow is far below it.
         self.slack = self.dimension * 2.0**-23
 
     def _search(self, queries: np.ndarray, k: int, *, budget: int | None = None) -> SearchResult:
@@ -121,4 +121,3 @@ def _scan(query, length, items, norms, order, most, slack, heap, held):  # type:
         if count == heap.shape[0] and heap[0] >= length * (norms[last] + slack * (norms[last] + norms[0])):
             return count, True
     return count, False
-

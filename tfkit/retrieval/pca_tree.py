@@ -20,7 +20,6 @@ from tfkit.retrieval import kernels
 from tfkit.retrieval.base import Index, IndexFileError, SearchResult, expect, expect_permutation
 from tfkit.retrieval.candidates import score_range
 from tfkit.retrieval.kernels import kernel
-from tfkit.retrieval.vectors import BLOCK_ROWS, norms_of
 from tfkit.retrieval.trees import (
     DEEPEST,
     LEAF_ITEMS,
@@ -32,6 +31,7 @@ from tfkit.retrieval.trees import (
     nearest_first,
     query_points,
 )
+from tfkit.retrieval.vectors import BLOCK_ROWS, norms_of
 
 
 class PCATree(Index):

@@ -282,8 +282,8 @@ class ScaNN(Index):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
-            "A ScaNN index cannot be pickled or copied, as the package's searcher cannot. Write it with `save` and read "
-            "it with `ScaNN.load`; threads may share one."
+            "A ScaNN index cannot be pickled or copied, as the package's searcher cannot. Write it with `save` and "
+            "read it with `ScaNN.load`; threads may share one."
         )
 
     def as_layer(

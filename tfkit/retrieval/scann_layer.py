@@ -35,9 +35,7 @@ class ScaNNLayer(keras.layers.Layer):
         name: of the layer.
     """
 
-    def __init__(
-        self, index: ScaNN, k: int, leaves: int | None, rescore: int | None, name: str | None = None
-    ) -> None:
+    def __init__(self, index: ScaNN, k: int, leaves: int | None, rescore: int | None, name: str | None = None) -> None:
         super().__init__(trainable=False, name=name, dtype="float32")  # Under any policy: the operations know no other.
         count = len(index.items)
         self.k = checks.integer("k", k, 1, count)

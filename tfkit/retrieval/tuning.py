@@ -196,7 +196,11 @@ def autotune(
     target_recall = checks.number("target_recall", target_recall, 0, 1)
     if not target_recall > 0:
         raise checks.error("target_recall", "above 0", target_recall)
-    seconds, seed, threads = checks.number("seconds", seconds, 0), checks.integer("seed", seed, 0), thread_count(threads)
+    seconds, seed, threads = (
+        checks.number("seconds", seconds, 0),
+        checks.integer("seed", seed, 0),
+        thread_count(threads),
+    )
     if not isinstance(single, bool):
         raise checks.error("single", "True or False", single)
     if progress is not None and not callable(progress):
