@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import pickle
 import struct
 import threading
@@ -315,8 +314,16 @@ def test_the_file_is_written_and_read_in_pieces(tmp_path):
     assert writing < 0.2 * items.nbytes and reading < 1.5 * items.nbytes
 
 
-#: Peak of a build over the bytes of the items; what the classes say of their memory, and a little beside.
-PEAKS = {"SimpleLSH": 2.2, "NormRangingLSH": 2.2, "GreedyMIPS": 3.5, "WedgeSampling": 3.5, "DiamondSampling": 3.5}
+#: Peak of a build over the bytes of the items; what the classes say of their memory, and a little beside. Codes are
+#: learned from 32,768 items at most, and so few are all of them.
+PEAKS = {
+    "IVF with codes": 3.5,
+    "SimpleLSH": 2.2,
+    "NormRangingLSH": 2.2,
+    "GreedyMIPS": 3.5,
+    "WedgeSampling": 3.5,
+    "DiamondSampling": 3.5,
+}
 
 
 @each
@@ -344,18 +351,17 @@ def test_copies_of_scann_are_refused_and_of_others_hold():
                 make(retrieval.ScaNN().build(vectors(300)))
 
 
-def test_a_file_that_shrinks_or_says_nonsense(tmp_path):
+def test_headers_that_say_nonsense(tmp_path):
     path = tmp_path / "a.index"
     for header in (b"[]", b"{}", b"\xff", b'{"class": "Exact", "config": [1], "arrays": []}', b"[" * 9999):
         content = struct.pack("<8sIQ", index_file.MAGIC, index_file.VERSION, len(header)) + header
         path.write_bytes(content + hashlib.sha256(content).digest())
         with pytest.raises(retrieval.IndexFileError, match="header"):
             retrieval.Index.load(path)
-    assert json.loads(b"[]") == []
 
 
-@pytest.mark.parametrize("starts", [3])
-def test_random_starts_differ_between_queries_and_not_between_threads(starts):
+def test_random_starts_differ_between_queries_and_not_between_threads():
+    starts = 3
     items, asked = vectors(500, seed=1), vectors(40, seed=2)
     index = retrieval.NSW(4, 10, hierarchy=False).build(items)
     found = index.search(asked, 5, ef=3, scan=0, starts=starts, threads=1).ids

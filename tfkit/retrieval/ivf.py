@@ -192,6 +192,8 @@ def split(vectors: np.ndarray, parts: int) -> np.ndarray:
     count, dimension = vectors.shape
     parts = min(parts, dimension)
     width = -(-dimension // parts)
+    if dimension == parts * width:
+        return vectors.reshape(count, parts, width)
     padded = np.zeros((count, parts * width), np.float32)
     padded[:, :dimension] = vectors
     return padded.reshape(count, parts, width)
