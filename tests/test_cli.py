@@ -214,6 +214,20 @@ def test_retrieve_refuses_what_is_no_array(two_files, tmp_path):
     (tmp_path / "text.npy").write_text("1 2 3")
     np.savez(tmp_path / "several.npz", a=np.ones(3), b=np.ones(3))
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
-    for name in ("text.npy", "several.npz", "objects.npy"):
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and no more")
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 64), }".ljust(117) + b"\n"
+    (tmp_path / "vast.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    for name in ("text.npy", "several.npz", "objects.npy", "zip.npy", "vast.npy"):
         done = run("retrieve", "bench", tmp_path / name, queries)
         assert done.returncode == 2 and name in done.stderr, done.stderr
+
+
+def test_retrieve_tune_makes_no_folder_for_what_it_cannot_read(two_files, tmp_path):
+    (tmp_path / "text.npy").write_text("1 2 3")
+    out = tmp_path / "tuned"
+    done = CliRunner().invoke(
+        cli.app, ["retrieve", "tune", str(tmp_path / "text.npy"), str(two_files[1]), "-o", str(out)]
+    )
+    assert isinstance(done.exception, ValueError) and not out.exists()
+    done = CliRunner().invoke(cli.app, ["retrieve", "tune", *map(str, two_files), "-o", str(two_files[0])])
+    assert isinstance(done.exception, NotADirectoryError)

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from benchmarks import common
-from tfkit.retrieval import NSW, Exact
+from tfkit.retrieval import NSW, Exact, SearchResult, tuning
 
 #: The abstract: "log2(n) insertion and search complexity at fixed accuracy", where log2 is the square of a logarithm;
 #: "only 0.03% of the 10 million 208-dimensional vector dataset is needed to be evaluated to achieve 0.999 recall".
@@ -49,15 +49,14 @@ def sphere(count: int, seed: int) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def curve(index: NSW, queries: np.ndarray, truth: np.ndarray, efforts: list[dict[str, int]]) -> list[dict[str, Any]]:
+def curve(index: NSW, queries: np.ndarray, truth: SearchResult, efforts: list[dict[str, int]]) -> list[dict[str, Any]]:
     """Returns recall and inner products a query for each effort, until nothing is missing."""
     rows: list[dict[str, Any]] = []
     for effort in efforts:
-        ids = index.search(queries, NEIGHBOURS, threads=1, **effort).ids
-        recall = float((ids[:, :, None] == truth[:, None]).any(axis=1).mean())
+        found = tuning.recall(index.search(queries, NEIGHBOURS, threads=1, **effort), truth)
         evaluations = float(index.evaluations(queries, NEIGHBOURS, **effort).mean())
-        rows.append({"effort": effort, "recall": recall, "evaluations": evaluations})
-        if recall == 1:
+        rows.append({"effort": effort, "recall": found, "evaluations": evaluations})
+        if found == 1:
             break
     return rows
 
@@ -74,7 +73,7 @@ def evaluations_at(rows: list[dict[str, Any]], recall: float) -> float | None:
 def measure(count: int, queries: np.ndarray, seed: int) -> dict[str, Any]:
     """Returns the curves of both graphs over so many items."""
     items = sphere(count, seed)
-    truth = Exact().build(items).search(queries, NEIGHBOURS, threads=1).ids
+    truth = Exact().build(items).search(queries, NEIGHBOURS, threads=1)
     plain = {
         "tries": NSW(DEGREE, CONSTRUCTION, space="angle", hierarchy=False, seed=seed),
         "hierarchy": NSW(DEGREE // 2, CONSTRUCTION, space="angle", seed=seed),

@@ -48,9 +48,12 @@ class Worker:
         valid = (ids >= 0) & (ids < len(self.items))
         scores = np.einsum("qd,qkd->qk", self.queries, self.items[np.where(valid, ids, 0)])
         worst = np.einsum("qd,qd->q", self.queries, self.items[self.truth[:, -1]])
-        slack = 1e-5 * np.abs(worst) + 1e-12
+        best = np.einsum("qd,qd->q", self.queries, self.items[self.truth[:, 0]])
+        slack = 1e-5 * np.maximum(np.abs(best), np.abs(worst))  # Sums are rounded in different orders.
         good = valid & (scores >= (worst - slack)[:, None])
-        twice = [self.k - len(set(row.tolist())) for row in ids]
+        twice = [
+            len(row) - len(set(row)) for row in (some[mask].tolist() for some, mask in zip(ids, good, strict=True))
+        ]
         return {"recall": float((good.sum(axis=1) - twice).mean() / self.k)}
 
     def time(self, effort: dict[str, Any], single: bool) -> dict[str, Any]:

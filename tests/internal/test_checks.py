@@ -59,3 +59,11 @@ def test_choice_lists_what_is_allowed():
 
 def test_arrays_are_described_by_shape():
     assert "ndarray of shape (2, 3), dtype float64" in str(checks.error("x", "smaller", np.zeros((2, 3))))
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**9999], ids=["400", "minus 400", "9999"])
+def test_what_no_float_holds_is_refused_as_anything_else_out_of_range(value):
+    with pytest.raises(ValueError, match="`rate` must be a number in"):
+        checks.number("rate", value)
+    with pytest.raises(ValueError, match="`rate` must be an integer at most 3"):
+        checks.integer("rate", abs(value), None, 3)

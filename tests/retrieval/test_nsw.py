@@ -277,3 +277,22 @@ def test_a_link_above_the_level_of_its_item_is_refused():
         index._restore(arrays)
     with pytest.raises(IndexFileError, match="upper"):
         index._restore({**index._arrays(), "upper": index.upper[:-1]})
+
+
+@pytest.mark.parametrize("space", nsw.SPACES)
+@pytest.mark.parametrize("scale", [2.0**-60, 2.0**40])
+def test_what_is_known_of_items_follows_their_scale(space, scale):
+    items = vectors(40, 5, skew=0.7) + 2
+    plain, scaled = nsw._known(items, space), nsw._known(items * np.float32(scale), space)
+    powers = {graph.OFFSET: 2, graph.SCALE: -1 if space == "angle" else 0, graph.ADDED: 1}
+    powers[graph.SPREAD] = -1 if space in ("centred", "angle") else 0
+    for column, power in powers.items():
+        np.testing.assert_allclose(
+            scaled[:, column], plain[:, column] * scale**power, rtol=1e-4, atol=1e-6 * scale**power
+        )
+
+
+def test_how_much_is_scanned_does_not_depend_on_the_scale():
+    items = vectors(2000, skew=0.8)
+    lengths = {NSW(4, 10).build(items * np.float32(scale))._scan_length(10, 64) for scale in (2.0**-100, 1, 2.0**60)}
+    assert len(lengths) == 1 and lengths.pop() > 10

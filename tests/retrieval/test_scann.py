@@ -151,11 +151,16 @@ def test_a_layer_gives_what_the_index_gives_and_a_saved_model_too(count, structu
 
     index = retrieval.ScaNN(structure, block=3).build(vectors(count))
     tower = keras.Sequential([keras.Input((5,)), keras.layers.Dense(12)])
-    layer = index.as_layer(7, leaves=4, rescore=20)
+    effort = {"leaves": 4, "rescore": 20}
+    for name in {"hashing": ["leaves"], "brute_force": ["leaves", "rescore"]}.get(structure, []):
+        with pytest.raises(ValueError, match=name):
+            index.as_layer(7, **effort)
+        effort.pop(name)
+    layer = index.as_layer(7, **effort)
     model = keras.Sequential([tower, layer])
     asked = np.random.default_rng(1).normal(size=(9, 5)).astype("float32")
     scores, ids = model.predict(asked, verbose=0)
-    expected = index.search(tower.predict(asked, verbose=0), 7, leaves=4, rescore=20)
+    expected = index.search(tower.predict(asked, verbose=0), 7, **effort)
     np.testing.assert_array_equal(ids, expected.ids)
     np.testing.assert_allclose(scores, expected.scores, rtol=1e-5, atol=1e-5)
     assert [tuple(output.shape) for output in model.outputs] == [(None, 7), (None, 7)]
@@ -169,6 +174,80 @@ def test_a_layer_gives_what_the_index_gives_and_a_saved_model_too(count, structu
         layer.export(tower, tmp_path / "other")
     with pytest.raises(NotImplementedError, match="index.save"):
         model.save(tmp_path / "model.keras")
+
+
+def test_a_layer_gives_minus_one_where_fewer_are_found(tree):
+    pytest.importorskip("scann.scann_ops.py.scann_ops")
+    asked = vectors(5, seed=1)
+    layer = tree.as_layer(2000, leaves=1, rescore=2500)
+    scores, ids = (np.asarray(value) for value in layer(asked))
+    expected = tree.search(asked, 2000, leaves=1, rescore=2500)
+    assert scores.shape == ids.shape == (5, 2000) and ids.dtype == np.int64
+    np.testing.assert_array_equal(ids == -1, expected.ids == -1)
+    np.testing.assert_array_equal(np.isneginf(scores), ids == -1)
+    assert (ids == -1).any(axis=1).all()
+
+
+def test_two_layers_in_a_model_mixed_precision_and_an_empty_batch(tree, tmp_path):
+    pytest.importorskip("scann.scann_ops.py.scann_ops")
+    import keras
+    import tensorflow as tf
+
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        inputs = keras.Input((5,))
+        embedded = keras.layers.Dense(12)(inputs)
+        first, second = tree.as_layer(3, leaves=9), retrieval.ScaNN().build(vectors(40)).as_layer(4)
+        model = keras.Model(inputs, [*first(embedded), *second(embedded)])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    asked = np.random.default_rng(1).normal(size=(6, 5)).astype("float32")
+    outputs = model(asked)
+    assert [(tuple(o.shape), o.dtype.name) for o in outputs] == [
+        ((6, 3), "float32"), ((6, 3), "int64"), ((6, 4), "float32"), ((6, 4), "int64"),
+    ]  # fmt: skip
+    half = keras.Model(inputs, embedded)(asked).numpy()
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(outputs[1], tree.search(half, 3, leaves=9).ids)
+    assert first.name != second.name and tree.as_layer(3, name="answers").name == "answers"
+    assert [tuple(o.shape) for o in model(asked[:0])] == [(0, 3), (0, 3), (0, 4), (0, 4)]
+
+    one = keras.Model(inputs, first(embedded))
+    served = tf.saved_model.load(str(first.export(one, tmp_path / "served"))).signatures["serving_default"]
+    assert served(tf.zeros((0, 5)))["ids"].shape == (0, 3)
+
+
+@needs_scann
+@pytest.mark.parametrize("structure", ["tree", "hashing", "brute_force"])
+@pytest.mark.parametrize("scale", [2.0**-120, 2.0**-60, 2.0**60, 2.0**122])
+def test_a_layer_at_any_scale(structure, scale):
+    pytest.importorskip("scann.scann_ops.py.scann_ops")
+    items, asked = vectors(300), vectors(4, seed=1)
+    index = retrieval.ScaNN(structure).build(items * np.float32(scale))
+    layer = index.as_layer(5, **({} if structure == "brute_force" else {"rescore": 299}))
+    truth = Exact().build(items).search(asked, 5)
+    for factor in (1.0, 1 / scale, 2.0**-110, 2.0**120):
+        scores, ids = layer(asked * np.float32(factor))
+        assert np.mean(np.asarray(ids) == truth.ids) > 0.9
+        with np.errstate(over="ignore", under="ignore"):
+            expected = (truth.scores.astype(np.float64) * scale * factor).astype(np.float32)
+        same = np.asarray(ids) == truth.ids
+        np.testing.assert_allclose(np.asarray(scores)[same], expected[same], rtol=1e-4, atol=1e-44)
+
+
+@needs_scann
+def test_brute_force_proves_its_result_and_has_no_effort():
+    index = retrieval.ScaNN("brute_force").build(vectors(300))
+    assert index.efforts(5) == [{}] and index.search(vectors(3, seed=1), 5).exact.all()
+    assert bool(index.search(vectors(1, seed=1)[0], 5).exact) is True
+
+
+@needs_scann
+def test_hashing_takes_no_leaves():
+    index = retrieval.ScaNN("hashing").build(vectors(300))
+    assert all(set(effort) == {"rescore"} for effort in index.efforts(5))
+    with pytest.raises(ValueError, match="`leaves` must be left out"):
+        index.search(vectors(2), 3, leaves=1)
 
 
 def test_a_layer_checks_its_input(tree):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tfkit.retrieval import IVF, NSW, Exact, NormScan, autotune, tuning
+from tfkit.retrieval import IVF, NSW, Exact, NormScan, SearchResult, autotune, tuning
 from tfkit.retrieval.tuning import between, candidates, recall
 
 
@@ -40,8 +40,8 @@ def test_recall_is_of_queries_that_decided_nothing(tuned):
     items, found, _ = tuned
     order = np.random.default_rng(0).permutation(120)
     held_out = vectors(120, seed=1)[order[60:]]
-    truth = Exact().build(items).search(held_out, 5).ids
-    assert found.recall == pytest.approx(recall(found.search(held_out).ids, truth))
+    truth = Exact().build(items).search(held_out, 5)
+    assert found.recall == pytest.approx(recall(found.search(held_out), truth))
 
 
 def test_efforts_rise_and_are_refined_around_the_target(tuned):
@@ -60,6 +60,11 @@ def test_progress_and_what_is_written(tuned, tmp_path):
     content = json.loads(found.save(tmp_path / "tuning.json").read_text())
     assert content["best"]["recall"] == found.best.recall and len(content["points"]) == len(found.points)
     assert found.plot(tmp_path / "tuning.png").stat().st_size > 5000
+    for write, name in ((found.save, "tuning.json"), (found.plot, "tuning.png")):
+        with pytest.raises(FileExistsError, match="force"):
+            write(tmp_path / name)
+        write(tmp_path / name, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tuning.json", "tuning.png"]
 
 
 def test_without_time_there_is_the_exact_scan():
@@ -103,10 +108,52 @@ def test_halfway_as_factors_go():
         ({"target_recall": 1.5}, "target_recall"),
         ({"k": 301}, "`k`"),
         ({"seconds": -1}, "seconds"),
+        ({"seconds": float("inf")}, "seconds"),
+        ({"seconds": True}, "seconds"),
+        ({"seed": -1}, "seed"),
+        ({"single": 1}, "single"),
+        ({"progress": 3}, "progress"),
         ({"indexes": ["NSW"]}, "indexes"),
+        ({"indexes": 3}, "indexes"),
+        ({"indexes": {1: NSW()}}, "indexes"),
+        ({"indexes": {"Exact": NSW()}}, "'Exact'"),
     ],
 )
 def test_bad_arguments(change, name):
     arguments = {"items": vectors(300), "queries": vectors(40, seed=1), **change}
     with pytest.raises(ValueError, match=name):
         autotune(**arguments)
+
+
+def test_of_equal_items_any_is_right():
+    items = np.repeat(vectors(50), 6, axis=0)
+    queries = vectors(20, seed=1)
+    truth = Exact().build(items).search(queries, 4)
+    twin = truth._replace(ids=(truth.ids // 6) * 6 + (truth.ids + 3) % 6, scores=truth.scores * np.float32(1 - 1e-7))
+    assert recall(twin, truth) == 1.0
+    missed = twin._replace(ids=np.where(np.arange(4) == 3, -1, twin.ids))
+    assert recall(missed, truth) == 0.75
+    worse = twin._replace(scores=twin.scores - np.float32([0, 0, 0, 1e-2]) * np.abs(twin.scores[:, :1]))
+    assert recall(worse, truth) == 0.75
+
+
+def test_recall_of_long_lists_takes_little_memory():
+    import tracemalloc
+
+    result = Exact().build(vectors(3000)).search(vectors(40, seed=1), 2000)
+    tracemalloc.start()
+    assert recall(result, result) == 1.0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * result.scores.nbytes
+
+
+def test_recall_where_float32_ends():
+    scores = np.float32([[np.inf, np.inf, 3e38]])
+    truth = retrieval_result(scores, [[1, 2, 3]])
+    assert recall(truth, truth) == 1.0
+    assert recall(retrieval_result(np.float32([[np.inf, 1.0, -np.inf]]), [[1, 2, -1]]), truth) == pytest.approx(1 / 3)
+
+
+def retrieval_result(scores, ids):
+    return SearchResult(scores, np.array(ids))

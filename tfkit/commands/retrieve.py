@@ -35,13 +35,15 @@ def tune(
     json: Json = False,
 ) -> None:
     """Pick the fastest index and effort for these vectors; write the index, what was measured, and a plot."""
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is not a folder; name another with --out")
     if not force and (there := [name for name in ("best.index", "tuning.json", "tuning.png") if (out / name).exists()]):
         raise FileExistsError(f"{out / there[0]} exists; pass --force to overwrite it")
     found = _tuned(items, queries, target_recall, k, seconds, single, seed)
+    out.mkdir(parents=True, exist_ok=True)
     found.index.save(out / "best.index", force=True)
-    found.save(out / "tuning.json")
-    found.plot(out / "tuning.png")
+    found.save(out / "tuning.json", force=True)
+    found.plot(out / "tuning.png", force=True)
     if json:
         print_json(found.to_dict())
     else:
@@ -103,11 +105,15 @@ def _tuned(items: Path, queries: Path, target: float, k: int, seconds: float, si
 
 
 def _vectors(path: Path) -> Any:
+    import zipfile
+
     import numpy as np
 
     try:
         read = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except MemoryError:
+        raise ValueError(f"{path} holds, or says that it holds, more numbers than there is memory for.") from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a .npy file of numbers: {error}") from None
     if not isinstance(read, np.ndarray):
         raise ValueError(f"{path} holds several arrays. Save each with numpy.save.")

@@ -17,7 +17,10 @@ def describe(value: Any) -> str:
     shape = getattr(value, "shape", None)
     if shape is not None:
         return f"{type(value).__name__} of shape {tuple(shape)}, dtype {getattr(value, 'dtype', '?')}"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than some thousand digits.
+        text = "a number too long to write"
     return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
 
 
@@ -45,16 +48,13 @@ def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf
     >>> number("sparsity", 0.9, 0, 1)
     0.9
     """
-    inside = (
-        isinstance(value, Real)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and low <= float(value) <= high
-        and not (open_high and value == high)
-    )
-    if not inside:
+    try:
+        converted = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # An integer or fraction that no float holds.
+        converted = math.inf
+    if not (math.isfinite(converted) and low <= converted <= high and not (open_high and value == high)):
         raise error(name, f"a number in [{low:g}, {high:g}{')' if open_high else ']'}", value)
-    return float(value)
+    return converted
 
 
 def integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:

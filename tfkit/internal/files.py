@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_atomically(target: Path, content: bytes) -> None:
+def write_atomically(target: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Writes a file through a temporary one beside it, so that no reader sees half of it.
+
+    Args:
+        target: of the file.
+        content: of it, whole or in pieces.
 
     Raises:
         OSError: the folder is not there or not writable, or `target` is a folder; the message names `target`.
@@ -20,7 +25,8 @@ def write_atomically(target: Path, content: bytes) -> None:
         raise _about(error, target) from None
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            for piece in [content] if isinstance(content, bytes) else content:
+                file.write(piece)
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, target)
     except OSError as error:

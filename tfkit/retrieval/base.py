@@ -8,41 +8,56 @@ from __future__ import annotations
 
 import abc
 import functools
-import hashlib
 import inspect
-import json
 import os
-import struct
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from tfkit.internal import checks
 from tfkit.internal.files import write_atomically
-from tfkit.retrieval.blas import FEW, blas
+from tfkit.retrieval import blas, index_file
+from tfkit.retrieval.index_file import IndexFileError, expect, expect_permutation
+from tfkit.retrieval.vectors import (
+    ITEMS_RANGE,
+    as_matrix,
+    as_vectors,
+    exponent_of,
+    moderate,
+    norms_of,
+    scaled,
+)
 
-MAGIC = b"TFKINDEX"
-VERSION = 1
-_PREAMBLE = struct.Struct("<8sIQ")  # Magic, version, bytes of the header.
-_DIGEST_BYTES = 32
-_ALIGNMENT = 64
-_DTYPES = ("<f4", "<f8", "<i4", "<i8", "<u4", "<u8", "|u1", "|i1")
-_MOST_HEADER_BYTES = 1 << 20
-#: Rows looked at together when an array is checked, so that the check takes little memory.
-_CHECKED_ROWS = 8192
+__all__ = [
+    "Index",
+    "IndexFileError",
+    "SearchResult",
+    "as_vectors",
+    "expect",
+    "expect_permutation",
+    "joined",
+    "thread_count",
+]
+
+#: More threads than this are never used, whatever is asked for.
+MOST_THREADS = 256
 
 
 class SearchResult(NamedTuple):
     """The best items of each query, the best first; of equal scores the lower id first.
 
     Attributes:
-        scores: float32, (queries, k), or (k,) for a query that came as a vector. Inner products of the float32 vectors.
+        scores: float32, (queries, k), or (k,) for a query that came as a vector. Inner products of the float32 vectors;
+            infinite where float32 cannot hold them, and in the right order all the same.
         ids: int64, of the same shape: positions in the array that was built from, and then added. Where an index
             found fewer than k items, -1 with a score of -inf.
-        exact: bool, (queries,): whether these are proven to be the k best. None: the method proves nothing.
+        exact: bool, (queries,), or one for a query that came as a vector: whether these are proven to be the k best.
+            None: the method proves nothing.
     """
 
     scores: np.ndarray
@@ -50,25 +65,29 @@ class SearchResult(NamedTuple):
     exact: np.ndarray | None = None
 
 
-class IndexFileError(ValueError):
-    """A file is no index, is damaged, or holds what an index of its class cannot hold."""
-
-
 class Index(abc.ABC):
     """Base of all indexes.
 
     A method's settings are arguments of its constructor; what may be chosen for each search is a keyword-only argument
     of its `_search`, which `search` passes on.
+
+    What is built is never changed. `build` and `add` make a new state aside and swap it in at the end, so that a search
+    in another thread sees the one or the other, and what fails or is interrupted changes nothing.
+
+    Attributes:
+        items: float32, (items, dimension): those given, over 2^e where their largest norm calls for it.
     """
 
     _classes: ClassVar[dict[str, type[Index]]] = {}
     #: Whether many queries are searched by matrix products.
     _multiplies: ClassVar[bool] = False
     items: np.ndarray
+    #: e of `items`.
+    _exponent: int = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Index._classes[cls.__name__] = cls
+        Index._classes[_name_of(cls)] = cls
 
     # What a method writes.
 
@@ -92,7 +111,7 @@ class Index(abc.ABC):
         """Takes back what `_arrays` gave; every integer that is used as a position is checked by `expect`."""
 
     def _extend(self, first: int, threads: int) -> None:
-        """Takes in the items from position `first` on, which are in `self.items` already."""
+        """Takes in the items from position `first` on, which are in `self.items`; arrays there were before are kept."""
         self._build(threads)
 
     def get_config(self) -> dict[str, Any]:
@@ -119,8 +138,13 @@ class Index(abc.ABC):
             ValueError: there are no items, they are not a matrix, or not all finite in float32.
         """
         threads = thread_count(threads)
-        self.items = np.array(as_vectors("items", items), order="C", copy=True)
-        self._build(threads)
+        vectors = as_vectors("items", items, copy=True)
+        with _writing(self):
+            fresh = type(self)(**self.get_config())
+            fresh._hold(vectors)
+            with blas.at_most(threads):
+                fresh._build(threads)
+            self.__dict__ = fresh.__dict__
         return self
 
     def add(self, items: Any, *, threads: int | None = None) -> np.ndarray:
@@ -131,14 +155,30 @@ class Index(abc.ABC):
             threads: most threads to use; None: as many as the process may.
 
         Returns:
-            int64, (items,): their ids. Methods whose structure cannot grow build it again.
+            int64, (items,): their ids. Methods whose structure cannot grow build it again, and so do all where the new
+            items are so long that the scale of the old ones does not fit.
         """
-        self._check_built()
-        new = as_vectors("items", items, self.dimension)
-        first = len(self.items)
-        self.items = np.concatenate([self.items, new])
-        self._extend(first, thread_count(threads))
-        return np.arange(first, len(self.items))
+        threads = thread_count(threads)
+        new = as_vectors("items", items, self._held().dimension)
+        with _writing(self):
+            held = self._held()
+            first, exponent = len(held.items), held._exponent
+            largest = max(float(norms_of(held.items).max()) * 2.0**exponent, float(norms_of(new).max()))
+            fits = exponent_of(largest, ITEMS_RANGE) == exponent
+            if fits:
+                fresh = object.__new__(type(self))
+                fresh.__dict__ = dict(held.__dict__)
+                fresh.items = np.concatenate([held.items, scaled(new, -exponent) if exponent else new])
+            else:
+                fresh = type(self)(**self.get_config())
+                fresh._hold(np.concatenate([scaled(held.items, exponent), new]))
+            with blas.at_most(threads):
+                if fits:
+                    fresh._extend(first, threads)
+                else:
+                    fresh._build(threads)
+            self.__dict__ = fresh.__dict__
+        return np.arange(first, first + len(new), dtype=np.int64)
 
     def search(self, queries: Any, k: int = 10, *, threads: int | None = None, **effort: Any) -> SearchResult:
         """Finds the items of the largest inner products.
@@ -155,19 +195,20 @@ class Index(abc.ABC):
             ValueError: the index is not built; the queries have another dimension or are not finite; k is out of
                 range; the effort is unknown or out of range.
         """
-        self._check_built()
-        single = getattr(queries, "ndim", 2) == 1 or (isinstance(queries, (list, tuple)) and np.ndim(queries) == 1)
-        rows = as_vectors("queries", np.asarray(queries)[None] if single else queries, self.dimension, least=0)
-        k = checks.integer("k", k, 1, len(self.items))
+        held = self._held()
+        rows, exponents, single = held._asked("queries", queries)
+        k = checks.integer("k", k, 1, len(held.items))
         known = self.effort_names()
         for name in effort:
             if name not in known:
                 raise checks.error(
                     "effort", f"one of {', '.join(known) or 'none at all'} for {type(self).__name__}", name
                 )
-        result = self._search_rows(
-            rows, k, thread_count(threads) if len(rows) > 1 or threads is not None else 1, effort
-        )
+        several = len(rows) > 1 or threads is not None
+        result = held._search_rows(rows, k, thread_count(threads) if several else 1, effort)
+        if exponents is not None or held._exponent:
+            powers = held._exponent + (0 if exponents is None else exponents[:, None])
+            result = result._replace(scores=scaled(result.scores, powers))
         if single:
             return SearchResult(result.scores[0], result.ids[0], None if result.exact is None else result.exact[0])
         return result
@@ -192,7 +233,9 @@ class Index(abc.ABC):
     @property
     def memory_bytes(self) -> int:
         """Bytes of the items and of all that is kept beside them."""
-        self._check_built()
+        return self._held()._memory_bytes()
+
+    def _memory_bytes(self) -> int:
         return self.items.nbytes + sum(array.nbytes for array in self._kept())
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
@@ -205,11 +248,12 @@ class Index(abc.ABC):
         Raises:
             FileExistsError: the file is there and `force` is False.
         """
-        self._check_built()
-        target = Path(path)
+        held, target = self._held(), Path(path)
         if target.exists() and not force:
             raise FileExistsError(f"{target} exists. Choose another path, or pass force=True to overwrite it.")
-        write_atomically(target, self._serialize())
+        items = scaled(held.items, held._exponent) if held._exponent else held.items
+        arrays = {"items": items, **held._arrays()}
+        write_atomically(target, index_file.pieces(_name_of(type(self)), self.get_config(), arrays))
         return target
 
     @classmethod
@@ -223,9 +267,8 @@ class Index(abc.ABC):
             IndexFileError: it is not such a file, is damaged, or is of another class than the one this is called on.
             FileNotFoundError: there is none.
         """
-        content = Path(path).read_bytes()
         try:
-            return cls._deserialize(content)
+            return cls._loaded(*index_file.read(Path(path)))
         except IndexFileError as error:
             raise IndexFileError(f"{path}: {error}") from None
 
@@ -237,66 +280,79 @@ class Index(abc.ABC):
         def one(part: np.ndarray) -> SearchResult:
             return self._search(part, k, **effort)
 
-        if not self._multiplies or len(rows) <= FEW:
+        if not self._multiplies or len(rows) <= blas.FEW:
             return joined(one, rows, threads)
         # One thread of BLAS in each of ours: theirs would wait for each other after every block.
-        with blas().limit(limits=1):
+        with blas.at_most(1):
             return joined(one, rows, threads)
 
-    def _check_built(self) -> None:
-        if not hasattr(self, "items"):
+    def _held(self) -> Self:
+        """Returns a view of the index as it is now, which builds and additions in other threads leave as it is."""
+        view = object.__new__(type(self))
+        view.__dict__ = self.__dict__
+        if not hasattr(view, "items"):
             raise ValueError(f"{type(self).__name__} holds no items yet. Call `build(items)` first.")
+        return view
 
-    def _serialize(self) -> bytes:
-        arrays = {"items": self.items, **self._arrays()}
-        described: list[dict[str, Any]] = []
-        at = 0
-        for name, array in arrays.items():
-            at += -at % _ALIGNMENT
-            dtype = array.dtype.newbyteorder("<").str
-            described.append({"name": name, "dtype": dtype, "shape": list(array.shape), "offset": at})
-            at += array.nbytes
-        header = json.dumps({"class": type(self).__name__, "config": self.get_config(), "arrays": described}).encode()
-        body = bytearray(at)
-        for entry, array in zip(described, arrays.values(), strict=True):
-            stored = np.ascontiguousarray(array, dtype=entry["dtype"])
-            body[entry["offset"] : entry["offset"] + array.nbytes] = stored.tobytes()
-        content = _PREAMBLE.pack(MAGIC, VERSION, len(header)) + header + bytes(body)
-        return content + hashlib.sha256(content).digest()
+    def _hold(self, vectors: np.ndarray) -> None:
+        """Takes the items, at norms whose products float32 can hold."""
+        self._exponent = exponent_of(float(norms_of(vectors).max()), ITEMS_RANGE)
+        self.items = scaled(vectors, -self._exponent) if self._exponent else vectors
+
+    def _asked(self, name: str, queries: Any) -> tuple[np.ndarray, np.ndarray | None, bool]:
+        """Returns queries at moderate norms, the exponents of what they were divided by, and whether it was a vector.
+
+        An empty list, or array of one dimension, is no query.
+        """
+        single = getattr(queries, "ndim", 2) == 1
+        if isinstance(queries, (list, tuple)):
+            single = not queries or getattr(queries[0], "ndim", 0) == 0 and not hasattr(queries[0], "__len__")
+        if single and not len(queries):
+            return np.empty((0, self.dimension), np.float32), None, False
+        value = np.asanyarray(queries)[None] if single else queries
+        rows = as_matrix(name, value, self.dimension, least=0)
+        return *moderate(name, rows), single
+
+    def _one(self, name: str, query: Any) -> tuple[np.ndarray, int]:
+        """Returns a query at a moderate norm, (dimension,), and the exponent of what it was divided by."""
+        rows, exponents, single = self._asked(name, query)
+        if not single:
+            raise checks.error(name, f"one vector, of shape ({self.dimension},)", query)
+        return rows[0], 0 if exponents is None else int(exponents[0])
 
     @classmethod
-    def _deserialize(cls, content: bytes) -> Self:
-        if len(content) < _PREAMBLE.size + _DIGEST_BYTES or content[: len(MAGIC)] != MAGIC:
-            raise IndexFileError("not an index that `save` wrote")
-        _, version, header_bytes = _PREAMBLE.unpack_from(content)
-        if version != VERSION:
-            raise IndexFileError(f"version {version} of the format; this tfkit reads version {VERSION}")
-        if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
-            raise IndexFileError("damaged: its checksum does not fit")
-        if header_bytes > min(len(content) - _PREAMBLE.size - _DIGEST_BYTES, _MOST_HEADER_BYTES):
-            raise IndexFileError("damaged: its header is longer than the file")
-        try:
-            header = json.loads(content[_PREAMBLE.size : _PREAMBLE.size + header_bytes])
-            name, config, described = header["class"], dict(header["config"]), list(header["arrays"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise IndexFileError("damaged: its header cannot be read") from None
-        made = Index._classes.get(name) if isinstance(name, str) else None
+    def _loaded(cls, kind: Any, config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Self:
+        """Returns the index that a file describes."""
+        made = Index._classes.get(kind) if isinstance(kind, str) else None
         if made is None or inspect.isabstract(made):
-            raise IndexFileError(f"holds an index of the unknown class {name!r}")
+            raise IndexFileError(f"holds an index of the unknown class {kind!r}")
         if not issubclass(made, cls):
-            raise IndexFileError(f"holds an index of class {name}, not {cls.__name__}")
-        body = memoryview(content)[_PREAMBLE.size + header_bytes : -_DIGEST_BYTES]
-        arrays = dict(_array(entry, body) for entry in described)
+            raise IndexFileError(f"holds an index of class {kind}, not {cls.__name__}")
         try:
             index = made(**config)
         except (TypeError, ValueError) as error:
-            raise IndexFileError(f"settings that {name} does not take: {error}") from None
+            raise IndexFileError(f"settings that {kind} does not take: {error}") from None
         items = expect(arrays, "items", np.float32, (None, None))
-        if not items.size or not _finite(items):
-            raise IndexFileError("its items are missing or not finite")
-        index.items = items
+        if not items.size:
+            raise IndexFileError("its items are missing")
+        index._hold(items)
         index._restore(arrays)
         return index
+
+
+_WRITERS: WeakKeyDictionary[Index, threading.RLock] = WeakKeyDictionary()
+_WRITERS_LOCK = threading.Lock()
+
+
+def _writing(index: Index) -> Any:
+    """Returns the lock of what changes an index, so that of two additions at once none is lost."""
+    with _WRITERS_LOCK:
+        return _WRITERS.setdefault(index, threading.RLock())
+
+
+def _name_of(kind: type[Index]) -> str:
+    """Returns the name of a class in files: a user's class may be called like one of ours."""
+    return kind.__name__ if kind.__module__.startswith("tfkit.") else f"{kind.__module__}.{kind.__qualname__}"
 
 
 @functools.cache
@@ -321,112 +377,5 @@ def joined(function: Callable[[np.ndarray], SearchResult], rows: np.ndarray, thr
 def thread_count(threads: int | None) -> int:
     """Returns how many threads to use: those asked for, or as many as the process may run on."""
     if threads is not None:
-        return checks.integer("threads", threads, 1)
+        return min(checks.integer("threads", threads, 1), MOST_THREADS)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def as_vectors(name: str, value: Any, dimension: int | None = None, least: int = 1) -> np.ndarray:
-    """Returns finite vectors as a C-contiguous float32 matrix, without a copy where that is what they are.
-
-    Args:
-        name: of the argument, for the error.
-        value: (vectors, dimension).
-        dimension: that they must have; None: any.
-        least: how many there must be.
-
-    Raises:
-        ValueError: they break one of these rules.
-    """
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise checks.error(name, "an array of real numbers", value, "Convert it to float32.")
-    if array.ndim != 2 or not array.shape[1] or len(array) < least:
-        raise checks.error(name, f"of shape ({'at least 1' if least else 'any number'}, dimension)", value)
-    if dimension is not None and array.shape[1] != dimension:
-        raise checks.error(name, f"of dimension {dimension}, which the index has", value)
-    with np.errstate(over="ignore"):
-        vectors = np.ascontiguousarray(array, dtype=np.float32)
-    if not _finite(vectors):
-        row = next(i for i, vector in enumerate(vectors) if not np.isfinite(vector).all())
-        raise checks.error(name, "finite numbers in float32", array[row], f"Row {row} is the first that is not.")
-    return vectors
-
-
-def _finite(vectors: np.ndarray) -> bool:
-    return all(
-        np.isfinite(vectors[start : start + _CHECKED_ROWS]).all() for start in range(0, len(vectors), _CHECKED_ROWS)
-    )
-
-
-def expect(
-    arrays: Mapping[str, np.ndarray],
-    name: str,
-    dtype: Any,
-    shape: Sequence[int | None],
-    low: float | None = None,
-    high: float | None = None,
-) -> np.ndarray:
-    """Returns an array of a file if it is what an index needs.
-
-    Args:
-        arrays: of the file.
-        name: of the one.
-        dtype: that it must have.
-        shape: that it must have; None: any length.
-        low, high: bounds of its values, both included.
-
-    Raises:
-        IndexFileError: it is not there, or not so.
-    """
-    array = arrays.get(name)
-    fits = (
-        array is not None
-        and array.dtype == np.dtype(dtype)
-        and array.ndim == len(shape)
-        and all(wanted is None or wanted == length for wanted, length in zip(shape, array.shape, strict=True))
-    )
-    if array is None or not fits:
-        raise IndexFileError(f"damaged: its array '{name}' is missing or of another form")
-    if array.size and ((low is not None and array.min() < low) or (high is not None and array.max() > high)):
-        raise IndexFileError(f"damaged: its array '{name}' holds values out of range")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise IndexFileError(f"damaged: its array '{name}' is not finite")
-    return array
-
-
-def expect_permutation(arrays: Mapping[str, np.ndarray], name: str, count: int) -> np.ndarray:
-    """Returns an int64 array of a file that must hold each of 0 … count - 1 once.
-
-    Raises:
-        IndexFileError: it is not there, or not so.
-    """
-    array = expect(arrays, name, np.int64, (count,), 0, count - 1)
-    if np.bincount(array, minlength=count).max() > 1:
-        raise IndexFileError(f"damaged: its array '{name}' holds a number twice")
-    return array
-
-
-def _array(entry: Any, body: memoryview) -> tuple[str, np.ndarray]:
-    """Returns the name and the array that an entry of the header speaks of."""
-    try:
-        name, dtype, shape, offset = entry["name"], entry["dtype"], entry["shape"], entry["offset"]
-        valid = (
-            isinstance(name, str)
-            and dtype in _DTYPES
-            and isinstance(shape, list)
-            and len(shape) <= 4
-            and all(type(length) is int and 0 <= length <= len(body) for length in shape)
-            and type(offset) is int
-            and 0 <= offset <= len(body)
-        )
-    except (KeyError, TypeError):
-        valid = False
-    if not valid:
-        raise IndexFileError("damaged: an array is described wrongly")
-    count = 1
-    for length in shape:
-        count *= length
-    if count * np.dtype(dtype).itemsize > len(body) - offset:
-        raise IndexFileError(f"damaged: its array '{name}' reaches beyond the end")
-    array = np.frombuffer(body, dtype, count, offset).reshape(shape)
-    return name, array.astype(array.dtype.newbyteorder("="))  # A copy: the file's bytes can go.

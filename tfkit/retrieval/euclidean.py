@@ -20,8 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from tfkit.internal import checks
-from tfkit.retrieval.base import as_vectors
-from tfkit.retrieval.norm_scan import norms_of
+from tfkit.retrieval.vectors import as_vectors, normalized, norms_of
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,13 @@ class SimpleLSHTransform(Transform):
 
 
 def _rows(*columns: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.column_stack(columns), dtype=np.float32)
+    matrices = [column if column.ndim == 2 else column[:, None] for column in columns]
+    rows = np.empty((len(matrices[0]), sum(matrix.shape[1] for matrix in matrices)), np.float32)
+    at = 0
+    for matrix in matrices:  # One after the other, so that none is held in float64 beside them.
+        rows[:, at : at + matrix.shape[1]] = matrix
+        at += matrix.shape[1]
+    return rows
 
 
 def _leg(norms: np.ndarray) -> np.ndarray:
@@ -176,9 +181,7 @@ def _powers(norms: np.ndarray, powers: int) -> np.ndarray:
 def _units(queries: Any) -> np.ndarray:
     """Returns the queries at norm 1; zeros stay zeros."""
     vectors = as_vectors("queries", queries, least=0)
-    norms = norms_of(vectors)
-    units: np.ndarray = vectors / np.where(norms > 0, norms, 1.0)[:, None]
-    return units
+    return normalized(vectors)
 
 
 def _check(powers: int, shrink: float) -> None:

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from tfkit.retrieval.kernels import dot, kernel
+from tfkit.retrieval.kernels import dot, kernel, next_random, started
 
 #: Columns of what a build knows of each item: an offset, two scales and the added coordinate, see `similarity`.
 OFFSET, SCALE, SPREAD, ADDED = 0, 1, 2, 3
@@ -318,14 +318,31 @@ def connect(batch, items, known, levels, links, upper, first_row, top, diverse, 
 
 @kernel
 def explore(  # type: ignore[no-untyped-def]
-    queries, items, links, upper, first_row, entry, top, starts, prefix, effort, scores, nodes, counts, marks, computed
+    queries,
+    bits,
+    seed,
+    items,
+    links,
+    upper,
+    first_row,
+    entry,
+    top,
+    starts,
+    prefix,
+    effort,
+    scores,
+    nodes,
+    counts,
+    marks,
+    computed,
 ):
     """Searches the graph for each query, from what is known of the answer and from further starts.
 
     Args:
         queries, items: float32.
+        bits, seed: the queries as uint32; with the seed they are where the generator of random starts begins.
         links, upper, first_row, entry, top: the graph, as in `propose`; top -1: `entry` is no start.
-        starts: int64, nodes; the graph is searched from each of them in turn.
+        starts: from how many random nodes the graph is searched, one after the other.
         prefix: int64, items whose scores are known: none that belongs into a list is missing there.
         effort: as in `walk`.
         scores, nodes, counts: the lists, a row for each query, and how many items are in them; ids, the best first.
@@ -355,7 +372,10 @@ def explore(  # type: ignore[no-untyped-def]
         count, spent = walk(query, items, None, None, links, first_row, 0, own_scores, own_nodes, count, effort,
                             visited, epoch, fresh)  # fmt: skip
         total += spent
-        for start in starts:
+        state = started(seed, bits[i])
+        for _ in range(starts):
+            state, word = next_random(state)
+            start = np.int64(((word >> np.uint64(32)) * np.uint64(links.shape[0])) >> np.uint64(32))
             if visited[start] == epoch:
                 continue
             visited[start] = epoch

@@ -18,7 +18,7 @@ import numpy as np
 
 from tfkit.internal import checks
 from tfkit.retrieval import kernels
-from tfkit.retrieval.base import Index, IndexFileError, SearchResult, as_vectors, expect
+from tfkit.retrieval.base import Index, IndexFileError, SearchResult, expect
 from tfkit.retrieval.candidates import budgets, default_budget, places, score_all, score_chosen
 from tfkit.retrieval.kernels import kernel
 
@@ -55,7 +55,9 @@ class GreedyMIPS(Index):
         self._read()
 
     def _read(self) -> None:
-        self.values = np.take_along_axis(self.items.T, self.order, axis=1)
+        self.values = np.empty(self.order.shape, np.float32)
+        for coordinate, order in enumerate(self.order):
+            self.values[coordinate] = self.items[order, coordinate]
 
     def candidates(self, query: Any, budget: int) -> np.ndarray:
         """Returns the first items in the joint ranking by max_t q_t x_t, the largest first.
@@ -70,10 +72,10 @@ class GreedyMIPS(Index):
         Raises:
             ValueError: the index is not built, or an argument breaks its rule.
         """
-        self._check_built()
-        (row,) = as_vectors("query", np.asarray(query)[None], self.dimension)
-        chosen = np.empty(min(checks.integer("budget", budget, 1), len(self.items)), np.int64)
-        found = _screen(row, self.values, self.order, _lists(self.dimension), np.zeros(len(self.items), bool), chosen)
+        held = self._held()
+        row, count = held._one("query", query)[0], len(held.items)
+        chosen = np.empty(min(checks.integer("budget", budget, 1), count), np.int64)
+        found = _screen(row, held.values, held.order, _lists(held.dimension), np.zeros(count, bool), chosen)
         return chosen[:found]
 
     def _search(self, queries: np.ndarray, k: int, *, budget: int | None = None) -> SearchResult:

@@ -20,8 +20,8 @@ import numpy as np
 from tfkit.internal import checks
 from tfkit.retrieval import trees
 from tfkit.retrieval.base import Index, SearchResult, expect, expect_permutation
-from tfkit.retrieval.norm_scan import norms_of
 from tfkit.retrieval.trees import Tree, item_points, leaf_counts, measured, query_points
+from tfkit.retrieval.vectors import norms_of
 
 #: Points that the spread of a node is estimated on, at most.
 SAMPLE = 512
@@ -51,12 +51,15 @@ class KDTree(Index):
         self.leaf_items = checks.integer("leaf_items", leaf_items, 1)
 
     def _build(self, threads: int) -> None:
+        self._take(self._grown())
+
+    def _grown(self) -> Tree:
         points = item_points(self.items)
 
         def widest(level: int, rows: np.ndarray) -> int:
             return int(points[rows[:: -(-len(rows) // SAMPLE)]].var(axis=0, dtype=np.float64).argmax())
 
-        self._take(trees.grow(points, self._levels(), widest))
+        return trees.grow(points, self._levels(), widest)
 
     def _levels(self) -> int:
         return min((len(self.items) // self.leaf_items).bit_length(), len(self.items).bit_length() - 1, trees.DEEPEST)

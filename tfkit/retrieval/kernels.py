@@ -45,6 +45,8 @@ def offer(scores, ids, count, score, item):  # type: ignore[no-untyped-def]
         The items in it now.
     """
     capacity = scores.shape[0]
+    if score != score:  # Not a number: no order would hold.
+        score = np.float32(-np.inf)
     if count < capacity:
         at = count
         while at > 0:
@@ -138,6 +140,24 @@ def sort_heaps(scores, ids, counts):  # type: ignore[no-untyped-def]
                 at = child
             heap[at], held[at] = score, moved
             heap[last], held[last] = worst, item
+
+
+@kernel
+def next_random(state):  # type: ignore[no-untyped-def]
+    """Returns the generator's next state and a random word (splitmix64)."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    word = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state, word ^ (word >> np.uint64(31))
+
+
+@kernel
+def started(seed, bits):  # type: ignore[no-untyped-def]
+    """Returns where the generator starts for a seed and a query, given as the bits of its numbers, uint32."""
+    state = np.uint64(seed)
+    for t in range(bits.shape[0]):
+        _, state = next_random(state ^ np.uint64(bits[t]))
+    return state
 
 
 def empty_heaps(queries: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from tfkit.retrieval import kernels
+from tfkit.retrieval.vectors import normalized
 
-BLOCK_ROWS = 4096
+#: Products of a block, which stay in the cache.
+BLOCK_PRODUCTS = 1 << 18
 #: Examples a cluster that training looks at; more change the centroids little.
 EXAMPLES_PER_CLUSTER = 128
 
@@ -51,9 +53,12 @@ def assign(vectors: np.ndarray, centroids: np.ndarray, *, spherical: bool = Fals
     """Returns the cluster of each vector, int64, (vectors,): the nearest centroid, or that of the largest product."""
     labels = np.empty(len(vectors), np.int64)
     half = np.zeros(len(centroids), np.float32) if spherical else 0.5 * np.einsum("ij,ij->i", centroids, centroids)
-    for start in range(0, len(vectors), BLOCK_ROWS):
-        part = slice(start, start + BLOCK_ROWS)
-        labels[part] = (vectors[part] @ centroids.T - half).argmax(axis=1)
+    rows = max(1, BLOCK_PRODUCTS // len(centroids))
+    for start in range(0, len(vectors), rows):
+        part = slice(start, start + rows)
+        products = vectors[part] @ centroids.T
+        products -= half
+        labels[part] = products.argmax(axis=1)
     return labels
 
 
@@ -65,9 +70,3 @@ def accumulate(vectors, labels, sums, counts):  # type: ignore[no-untyped-def]
         counts[label] += 1
         for j in range(vectors.shape[1]):
             sums[label, j] += vectors[i, j]
-
-
-def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Returns the vectors at norm 1; those of norm 0 stay."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)

@@ -18,15 +18,16 @@ import numpy as np
 from tfkit.internal import checks
 from tfkit.retrieval import kernels
 from tfkit.retrieval.base import Index, IndexFileError, SearchResult, expect
-from tfkit.retrieval.blas import blas
 from tfkit.retrieval.candidates import budgets, default_budget, places, score_all, score_chosen
 from tfkit.retrieval.euclidean import SimpleLSHTransform
 from tfkit.retrieval.kernels import kernel
-from tfkit.retrieval.norm_scan import norms_of
+from tfkit.retrieval.vectors import BLOCK_ROWS, norms_of
 
 #: The paper's epsilon of norm-ranging: how much an angle is taken to be smaller than what the signs say.
 CAUTION = 0.2
 WORD = 64
+#: No normal deviate is beyond this; with what a file holds beyond it a product could overflow.
+MOST_DRAWN = 100.0
 
 
 class SimpleLSH(Index):
@@ -64,9 +65,11 @@ class SimpleLSH(Index):
         projections = rng.normal(size=(self.bits, self.dimension + 1)).astype(np.float32)
         parts, bounds = self._parts()
         codes = np.empty((len(self.items), -(-self.bits // WORD)), np.uint64)
-        with blas().limit(limits=threads):
-            for rows, bound in zip(parts, bounds, strict=True):
-                codes[rows] = packed(SimpleLSHTransform(bound).items(self.items[rows]) @ projections.T)
+        for rows, bound in zip(parts, bounds, strict=True):
+            transform = SimpleLSHTransform(bound)
+            for start in range(0, len(rows), BLOCK_ROWS):
+                some = rows[start : start + BLOCK_ROWS]
+                codes[some] = packed(transform.items(self.items[some]) @ projections.T)
         self._take(codes, projections)
 
     def _parts(self) -> tuple[list[np.ndarray], list[float]]:
@@ -103,8 +106,7 @@ class SimpleLSH(Index):
     def _search(self, queries: np.ndarray, k: int, *, candidates: int | None = None) -> SearchResult:
         count = len(self.items)
         most = default_budget(count, k) if candidates is None else checks.integer("candidates", candidates, 1)
-        with np.errstate(over="ignore", invalid="ignore"):  # The sign of what is too large is right all the same.
-            asked = packed(queries @ self.projections[:, :-1].T)
+        asked = packed(queries @ self.projections[:, :-1].T)
         scores, ids, counts = kernels.empty_heaps(len(queries), k)
         _look(
             queries, asked, self.items, self.order, self.starts, self.bucket_codes, self.part_starts, self.ranks,
@@ -126,7 +128,8 @@ class SimpleLSH(Index):
         codes = expect(arrays, "codes", np.uint64, (len(self.items), -(-self.bits // WORD)))
         if self.bits % WORD and (codes[:, -1] >> np.uint64(self.bits % WORD)).any():
             raise IndexFileError(f"damaged: its array 'codes' holds more than {self.bits} bits")
-        self._take(codes, expect(arrays, "projections", np.float32, (self.bits, self.dimension + 1)))
+        shape = (self.bits, self.dimension + 1)
+        self._take(codes, expect(arrays, "projections", np.float32, shape, -MOST_DRAWN, MOST_DRAWN))
 
 
 class NormRangingLSH(SimpleLSH):

@@ -22,6 +22,7 @@ from tfkit.retrieval import kernels
 from tfkit.retrieval.base import Index, SearchResult, expect_permutation
 from tfkit.retrieval.blas import FEW
 from tfkit.retrieval.candidates import score_range
+from tfkit.retrieval.vectors import norms_of
 
 #: Items of the first block, and of the largest; each is twice the one before.
 FIRST_BLOCK, LARGEST_BLOCK = 128, 4096
@@ -31,8 +32,8 @@ BLOCK_QUERIES = 256
 class NormScan(Index):
     """Scans the items from the largest norm to the smallest, until no other can be better.
 
-    Search takes `budget`, the most items that are looked at (the norm prefix); None: as many as the proof needs. The
-    result's `exact` says for which queries it was reached.
+    Search takes `budget`, the most items that are looked at (the norm prefix; at least k); None: as many as the proof
+    needs. The result's `exact` says for which queries it was reached.
 
     Memory: the items twice, in the order given and by norm, and a norm each.
     """
@@ -44,18 +45,19 @@ class NormScan(Index):
 
     def _build(self, threads: int) -> None:
         norms = norms_of(self.items)
-        self.order = np.argsort(-norms, kind="stable")
+        self.order = np.argsort(-norms, kind="stable").astype(np.int64, copy=False)
         self._sort(norms[self.order])
 
     def _sort(self, norms: np.ndarray) -> None:
         self.norms = norms
         self.sorted_items = self.items[self.order]
-        #: Of computed scores beyond the true ones, for unit norms: a sum of d float32 products is off by less.
+        #: Of computed scores beyond the true ones, for unit norms: a sum of d float32 products is off by less. All
+        #: norms that come here are moderate, so what products lose by underflow is far below it.
         self.slack = self.dimension * 2.0**-23
 
     def _search(self, queries: np.ndarray, k: int, *, budget: int | None = None) -> SearchResult:
         count = len(self.items)
-        most = count if budget is None else min(checks.integer("budget", budget, 1), count)
+        most = count if budget is None else min(max(checks.integer("budget", budget, 1), k), count)
         scores, ids, counts = kernels.empty_heaps(len(queries), k)
         exact = np.zeros(len(queries), bool)
         lengths = norms_of(queries)
@@ -119,8 +121,3 @@ def _scan(query, length, items, norms, order, most, slack, heap, held):  # type:
         if count == heap.shape[0] and heap[0] >= length * (norms[last] + slack * (norms[last] + norms[0])):
             return count, True
     return count, False
-
-
-def norms_of(vectors: np.ndarray) -> np.ndarray:
-    """Returns the Euclidean norms, float64, (vectors,)."""
-    return np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))

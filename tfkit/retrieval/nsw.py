@@ -31,11 +31,11 @@ import numpy as np
 
 from tfkit.internal import checks
 from tfkit.retrieval import graph, kernels
-from tfkit.retrieval.base import Index, IndexFileError, SearchResult, as_vectors, expect
+from tfkit.retrieval.base import Index, IndexFileError, SearchResult, expect
 from tfkit.retrieval.blas import FEW
 from tfkit.retrieval.candidates import score_range
 from tfkit.retrieval.exact import BLOCK_ITEMS, BLOCK_QUERIES
-from tfkit.retrieval.norm_scan import norms_of
+from tfkit.retrieval.vectors import BLOCK_ROWS, norms_of
 
 SPACES = ("centred", "inner_product", "euclidean", "angle")
 #: New items of a batch: at most so many, and at most this share of those that are linked.
@@ -46,9 +46,10 @@ PREFIX_SHARE, LEAST_PREFIX = 0.1, 256
 SCAN_CHANCE = 10
 #: Items that are scanned for each node whose links are followed, at most.
 SCAN_PER_NODE = 25
+#: Items whose norm is a smaller part of the largest have no direction: float32 has no digits left for it.
+LEAST_NORM = 2.0**-50
 _HIGHEST_LEVEL = 12
 _QUANTILES = 256
-_NOWHERE = np.empty(0, np.int64)
 
 
 class NSW(Index):
@@ -161,7 +162,7 @@ class NSW(Index):
         self.first_row = np.cumsum(self.levels, dtype=np.int64) - self.levels
         self.entry = int(np.argmax(self.levels))
         norms = norms_of(self.items)
-        self.order = np.argsort(-norms, kind="stable")
+        self.order = np.argsort(-norms, kind="stable").astype(np.int64, copy=False)
         self.norms = norms[self.order]
         self.prefix_items = self.items[self.order[: max(LEAST_PREFIX, int(PREFIX_SHARE * len(norms)))]]
         self._thresholds: dict[int, float] = {}
@@ -176,33 +177,37 @@ class NSW(Index):
     def evaluations(
         self, queries: Any, k: int = 10, *, ef: int = 64, scan: int | None = None, starts: int | None = None
     ) -> np.ndarray:
-        """Returns how many inner products a search computes for each query, int64, (queries,); arguments as there."""
-        self._check_built()
-        rows = as_vectors("queries", queries, self.dimension, least=0)
-        return self._find(rows, checks.integer("k", k, 1, len(self.items)), ef, scan, starts)[1]
+        """Returns how many inner products a search computes for each query; arguments as there.
+
+        Returns:
+            int64, (queries,), or () for a query that came as a vector.
+        """
+        held = self._held()
+        rows, _, single = held._asked("queries", queries)
+        computed = held._find(rows, checks.integer("k", k, 1, len(held.items)), ef, scan, starts)[1]
+        return computed.reshape(()) if single else computed
 
     def _find(
         self, queries: np.ndarray, k: int, ef: int, scan: int | None, starts: int | None
     ) -> tuple[SearchResult, np.ndarray]:
         """Searches; returns the result and the inner products computed for each query."""
         count = len(self.items)
-        ef = checks.integer("ef", ef, 0)
+        ef = min(checks.integer("ef", ef, 0), count)
         first = self._scan_length(k, ef) if scan is None else min(checks.integer("scan", scan, 0), count)
-        walks = (0 if self.hierarchy else 1) if starts is None else checks.integer("starts", starts, 0)
-        if ef >= count:
+        walks = (0 if self.hierarchy else 1) if starts is None else min(checks.integer("starts", starts, 0), count)
+        if ef == count:
             scores, ids, counts = kernels.empty_heaps(len(queries), k)
             self._scan(queries, count, scores, ids, counts)
-            return SearchResult(scores, ids, np.ones(len(queries), bool)), np.full(len(queries), count)
+            return SearchResult(scores, ids, np.ones(len(queries), bool)), np.full(len(queries), count, np.int64)
         scores, ids, counts = kernels.empty_heaps(len(queries), max(k, ef))
         self._scan(queries, first, scores, ids, counts)
         computed = np.zeros(len(queries), np.int64)
         if ef:
             top = int(self.levels[self.entry]) if self.hierarchy else -1
-            nodes = _NOWHERE if not walks else np.random.default_rng(self.seed).integers(0, count, walks)
             marks = self._marks()
             graph.explore(
-                queries, self.items, self.links, self.upper, self.first_row, self.entry, top, nodes,
-                self.order[:first], ef, scores, ids, counts, marks, computed,
+                queries, queries.view(np.uint32), self.seed % 2**63, self.items, self.links, self.upper, self.first_row,
+                self.entry, top, walks, self.order[:first], ef, scores, ids, counts, marks, computed,
             )  # fmt: skip
             self._spare.append(marks)
         scores, ids = np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(ids[:, :k])
@@ -243,8 +248,9 @@ class NSW(Index):
         """
         if k not in self._thresholds:
             ends = np.unique(np.geomspace(1, len(self.norms), _QUANTILES).astype(int))
-            weights, norms = np.diff(ends, prepend=0), self.norms[ends - 1] + 1e-30
+            weights, norms = np.diff(ends, prepend=0), np.maximum(self.norms[ends - 1], LEAST_NORM * self.norms[0])
             low, high = 0.0, 10.0 * float(norms[0])
+            norms = np.where(norms > 0, norms, 1.0)  # Where all are 0 the threshold is too.
             for _ in range(40):
                 middle = (low + high) / 2
                 above = sum(w * math.erfc(middle / (n * math.sqrt(2))) / 2 for w, n in zip(weights, norms, strict=True))
@@ -295,14 +301,18 @@ def _known(items: np.ndarray, space: str) -> np.ndarray:
     """Returns what `graph.similarity` needs to know of each item, float32, (items, 4)."""
     known = np.zeros((len(items), 4), np.float32)
     squares = norms_of(items) ** 2
+    largest = squares.max()
     known[:, [graph.SCALE, graph.SPREAD]] = 1
     if space == "centred":
         centre = items.mean(axis=0, dtype=np.float64)
-        offset = centre @ centre / 2 - items @ centre
+        offset = np.empty(len(items))
+        for start in range(0, len(items), BLOCK_ROWS):  # The product takes a copy in float64.
+            offset[start : start + BLOCK_ROWS] = centre @ centre / 2 - items[start : start + BLOCK_ROWS] @ centre
         known[:, graph.OFFSET] = offset  # <a - c, b - c> = <a, b> + offset of a + offset of b
         squares = np.maximum(squares + 2 * offset, 0)
     if space in ("centred", "angle"):
-        inverse = np.where(squares > 0, 1 / np.sqrt(np.maximum(squares, np.finfo(np.float32).tiny)), 0)
+        least = max(float(largest) * LEAST_NORM**2, np.finfo(np.float64).tiny)
+        inverse = np.where(squares > least, 1 / np.sqrt(np.maximum(squares, least)), 0)
         known[:, graph.SPREAD] = inverse
         if space == "angle":
             known[:, graph.SCALE] = inverse
@@ -313,4 +323,6 @@ def _known(items: np.ndarray, space: str) -> np.ndarray:
 
 def _lengthened(links: np.ndarray, rows: int) -> np.ndarray:
     """Returns link lists with so many more, empty."""
-    return np.concatenate([links, np.full((rows, links.shape[1]), -1, np.int32)])
+    longer = np.full((len(links) + rows, links.shape[1]), -1, np.int32)
+    longer[: len(links)] = links
+    return longer

@@ -18,10 +18,8 @@ import numpy as np
 from tfkit.internal import checks
 from tfkit.retrieval import kernels
 from tfkit.retrieval.base import Index, IndexFileError, SearchResult, expect, expect_permutation
-from tfkit.retrieval.blas import blas
 from tfkit.retrieval.candidates import score_range
 from tfkit.retrieval.kernels import kernel
-from tfkit.retrieval.norm_scan import norms_of
 from tfkit.retrieval.trees import (
     DEEPEST,
     LEAF_ITEMS,
@@ -33,6 +31,7 @@ from tfkit.retrieval.trees import (
     nearest_first,
     query_points,
 )
+from tfkit.retrieval.vectors import BLOCK_ROWS, norms_of
 
 
 class PCATree(Index):
@@ -60,12 +59,16 @@ class PCATree(Index):
 
     def _build(self, threads: int) -> None:
         levels = self._levels()
-        with blas().limit(limits=threads):
-            points = item_points(self.items)
-            centred = points - points.mean(axis=0, dtype=np.float64).astype(np.float32)
-            spread, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
-            self.directions = vectors[:, np.argsort(-spread, kind="stable")[:levels]].T.astype(np.float32)
-            self._take(grow(points @ self.directions.T, levels, lambda level, rows: level))
+        points = item_points(self.items)
+        mean, products = points.mean(axis=0, dtype=np.float64).astype(np.float32), 0.0
+        for start in range(0, len(points), BLOCK_ROWS):
+            centred = points[start : start + BLOCK_ROWS] - mean
+            products = products + (centred.T @ centred).astype(np.float64)
+        spread, vectors = np.linalg.eigh(products)
+        self.directions = vectors[:, np.argsort(-spread, kind="stable")[:levels]].T.astype(np.float32)
+        along = points @ self.directions.T
+        del points  # Before the items are laid out once more.
+        self._take(grow(along, levels, lambda level, rows: level))
 
     def _levels(self) -> int:
         count = len(self.items)

@@ -19,12 +19,12 @@ import numpy as np
 
 from tfkit.internal import checks
 from tfkit.retrieval import kernels
-from tfkit.retrieval.base import Index, SearchResult, as_vectors
+from tfkit.retrieval.base import Index, SearchResult
 from tfkit.retrieval.candidates import budgets, default_budget, places, score_all, score_chosen
-from tfkit.retrieval.kernels import kernel
+from tfkit.retrieval.kernels import kernel, next_random, started
 
-#: Samples for each candidate, if nothing is said.
-SAMPLES = 2
+#: Samples for each candidate, if nothing is said; and the most that an estimate is made of.
+SAMPLES, MOST_SAMPLES = 2, 2**40
 
 
 class WedgeSampling(Index):
@@ -35,7 +35,8 @@ class WedgeSampling(Index):
 
     Search takes `candidates`, the items that are scored (at least k; None: a sixteenth of the items, and at least ten
     for each item wanted; from a quarter on all are scored, as that is faster), and `samples`, how many are drawn (None:
-    2 for each candidate). The draws depend on the seed and the query alone.
+    2 for each candidate; from as many as the items have numbers on, all items are scored). The draws depend on the seed
+    and the query alone.
 
     Args:
         seed: of the draws.
@@ -72,17 +73,18 @@ class WedgeSampling(Index):
         Raises:
             ValueError: the index is not built, or an argument breaks its rule.
         """
-        self._check_built()
-        (row,) = as_vectors("query", np.asarray(query)[None], self.dimension)
-        samples = checks.integer("samples", samples, 1)
-        counts, seen = np.zeros(len(self.items), np.float32), np.zeros(len(self.items), bool)
-        first = np.empty(min(samples + self.dimension, len(self.items)), np.int64)
+        held = self._held()
+        row, exponent = held._one("query", query)
+        samples, count = checks.integer("samples", samples, 1, MOST_SAMPLES), len(held.items)
+        counts, seen = np.zeros(count, np.float32), np.zeros(count, bool)
+        first = np.empty(min(samples + held.dimension, count), np.int64)
         _draw(
-            row, row.view(np.uint32), self.seed, self.items, self.sums, self.keep, self.alias, samples, self._diamond,
+            row, row.view(np.uint32), held.seed, held.items, held.sums, held.keep, held.alias, samples, held._diamond,
             counts, seen, first,
         )  # fmt: skip
         size = np.abs(row.astype(np.float64))
-        return counts * (float(size @ self.sums) / samples * (size.sum() if self._diamond else 1.0))
+        mean = float(size @ held.sums) / samples * (size.sum() if held._diamond else 1.0)
+        return counts * mean * 2.0 ** ((exponent + held._exponent) * (2 if held._diamond else 1))
 
     def _search(
         self, queries: np.ndarray, k: int, *, candidates: int | None = None, samples: int | None = None
@@ -90,7 +92,9 @@ class WedgeSampling(Index):
         count = len(self.items)
         most = default_budget(count, k) if candidates is None else checks.integer("candidates", candidates, 1)
         chosen = places(count, max(most, k))
-        drawn = SAMPLES * len(chosen) if samples is None else checks.integer("samples", samples, 1, 2**40)
+        drawn = SAMPLES * len(chosen) if samples is None else checks.integer("samples", samples, 1)
+        if drawn >= self.items.size:  # A sample costs more than a product, so that a scan is better and faster.
+            drawn, chosen = 0, places(count, count)
         scores, ids, counts = kernels.empty_heaps(len(queries), k)
         _look(
             queries, queries.view(np.uint32), self.seed, self.items, self.sums, self.keep, self.alias, drawn,
@@ -157,15 +161,6 @@ def _tabulate(values, keep, alias):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _next(state):  # type: ignore[no-untyped-def]
-    """Returns the generator's next state and a random word (splitmix64)."""
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    word = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state, word ^ (word >> np.uint64(31))
-
-
-@kernel
 def _draw(  # type: ignore[no-untyped-def]
     query, bits, seed, items, sums, keep, alias, samples, diamond, counts, seen, first
 ):
@@ -184,10 +179,7 @@ def _draw(  # type: ignore[no-untyped-def]
         How many different items were drawn.
     """
     dimension, count = keep.shape
-    state = np.uint64(seed)
-    for t in range(dimension):
-        _, word = _next(state ^ np.uint64(bits[t]))
-        state = word
+    state = started(seed, bits)
     total = 0.0
     ends = np.empty(dimension, np.float64)  # Of the stretches of |q_s| on a line.
     along = 0.0
@@ -199,11 +191,11 @@ def _draw(  # type: ignore[no-untyped-def]
     if not total > 0:
         return found
     for t in range(dimension):
-        state, word = _next(state)
+        state, word = next_random(state)
         share = samples * (abs(query[t]) * sums[t] / total)
         draws = np.int64(share + np.float64(word >> np.uint64(11)) * 2.0**-53)
         for _ in range(draws):
-            state, word = _next(state)
+            state, word = next_random(state)
             place = np.int64(((word >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32))
             own = keep[t, place]
             if np.float32(word & np.uint64(0xFFFFFF)) * np.float32(2.0**-24) < abs(own):
@@ -213,7 +205,7 @@ def _draw(  # type: ignore[no-untyped-def]
                 item, negative = (-1 - other, True) if other < 0 else (other, False)
             value = np.float32(-1.0) if negative != (query[t] < 0) else np.float32(1.0)
             if diamond:
-                state, word = _next(state)
+                state, word = next_random(state)
                 point = np.float64(word >> np.uint64(11)) * 2.0**-53 * along
                 low, high = 0, dimension - 1
                 while low < high:

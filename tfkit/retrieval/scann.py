@@ -57,7 +57,7 @@ class ScaNN(Index):
     Search takes `leaves`, how many clusters are looked at, and `rescore`, for how many of the best by their codes the
     exact inner product is computed; None: what `target_recall` needs by rule of thumb. `retrieval.autotune` measures
     what it needs on your queries. From `rescore` = the number of items on, all items are scanned and the result is
-    exact.
+    exact. Hashing takes no `leaves`, and brute force, whose result always is exact, neither.
 
     Training takes no seed: two indexes of the same items differ a little. One that is loaded is the same.
 
@@ -127,29 +127,47 @@ class ScaNN(Index):
             k: items sought.
             recall: wanted; None: `target_recall`.
         """
-        self._check_built()
-        wanted = self.target_recall if recall is None else recall
+        held = self._held()
+        wanted = self.target_recall if recall is None else checks.number("recall", recall, 0, 1)
         share = float(np.interp(wanted, RECALLS, SHARES))
         # The neighbours of a query lie in a number of leaves that grows more slowly than the leaves.
-        leaves = self._leaves if wanted == 1 else share * math.sqrt(150 * self._leaves)
+        leaves = held._leaves if wanted == 1 else share * math.sqrt(150 * held._leaves)
         rescore = float(np.interp(wanted, RECALLS, MULTIPLES)) * k
-        count = len(self.items)
+        count = len(held.items)
         return {
-            "leaves": min(max(1, math.ceil(leaves)), self._leaves),
+            "leaves": min(max(1, math.ceil(leaves)), held._leaves),
             "rescore": min(max(k, math.ceil(rescore)), max(count - 1, k)),
         }
+
+    def check_effort(self, leaves: int | None, rescore: int | None) -> None:
+        """Checks what `search` and `as_layer` take.
+
+        Raises:
+            ValueError: an effort is out of range, or the structure has no use for it.
+        """
+        for name, value, useless in (
+            ("leaves", leaves, ("hashing", "brute_force")), ("rescore", rescore, ("brute_force",)),
+        ):  # fmt: skip
+            if value is not None:
+                checks.integer(name, value, 1)
+                if self.structure in useless:
+                    raise checks.error(name, f"left out where `structure` is {self.structure!r}", value)
 
     def _search(
         self, queries: np.ndarray, k: int, *, leaves: int | None = None, rescore: int | None = None
     ) -> SearchResult:
+        self.check_effort(leaves, rescore)
         if leaves is None or rescore is None:
             usual = self._usual.get(k) or self._usual.setdefault(k, self.default_effort(k))
             leaves = usual["leaves"] if leaves is None else leaves
             rescore = usual["rescore"] if rescore is None else rescore
-        leaves = min(checks.integer("leaves", leaves, 1), self._leaves)
-        rescore = max(checks.integer("rescore", rescore, 1), k)
-        if not self._kind or rescore >= len(self.items):
+        leaves, rescore = min(leaves, self._leaves), max(rescore, k)
+        if self._kind == "brute_force":
+            rescore = k
+        elif not self._kind or rescore >= len(self.items):
             return self._scanner._search(queries, k)
+        if not len(queries):
+            return SearchResult(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
         if len(queries) == 1:
             ids, scores = self._searcher.search(queries[0], k, rescore, leaves)
             ids, scores = ids[None], scores[None]
@@ -165,22 +183,24 @@ class ScaNN(Index):
         if (scores[:, 1:] == scores[:, :-1]).any():
             order = np.lexsort((ids, -scores), axis=-1)
             ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
-        return SearchResult(np.ascontiguousarray(scores, np.float32), ids)
+        exact = np.ones(len(queries), bool) if self._kind == "brute_force" else None
+        return SearchResult(np.ascontiguousarray(scores, np.float32), ids, exact)
 
     def efforts(self, k: int = 10) -> list[dict[str, Any]]:
-        count = len(self.items)
+        if self.structure == "brute_force":
+            return [{}]
+        held = self._held()
+        count = len(held.items)
         steps = ((0.02, 3), (0.04, 4), (0.06, 6), (0.09, 8), (0.13, 12), (0.18, 16), (0.25, 24), (0.4, 40), (0.7, 80))
         ladder = [
-            {"leaves": max(1, math.ceil(share * self._leaves)), "rescore": min(k * times, count)}
+            {"leaves": max(1, math.ceil(share * held._leaves)), "rescore": min(k * times, count)}
             for share, times in steps
         ]
-        if self._leaves == 1:
+        if held._kind != "tree":
             ladder = [{"rescore": effort["rescore"]} for effort in ladder]
         return [*(effort for effort in ladder if effort["rescore"] < count), {"rescore": count}]
 
-    @property
-    def memory_bytes(self) -> int:
-        self._check_built()
+    def _memory_bytes(self) -> int:
         count, dimension = self.items.shape
         beside = 0
         if self._kind:
@@ -260,24 +280,33 @@ class ScaNN(Index):
 
         return bytes(text_format.Parse(self._config(), _messages("proto.scann").ScannConfig()).SerializeToString())
 
-    def as_layer(self, k: int = 10, *, leaves: int | None = None, rescore: int | None = None) -> Any:
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "A ScaNN index cannot be pickled or copied, as the package's searcher cannot. Write it with `save` and "
+            "read it with `ScaNN.load`; threads may share one."
+        )
+
+    def as_layer(
+        self, k: int = 10, *, leaves: int | None = None, rescore: int | None = None, name: str | None = None
+    ) -> Any:
         """Returns a Keras layer that searches this index by ScaNN's TensorFlow operations.
 
-        It takes the output of a query tower, float32, (batch, dimension), and gives `(scores, ids)`, float32 and int64,
-        each (batch, k). A model that ends in it is saved whole, index and all, by `layer.export(model, path)`, as a
-        SavedModel for TensorFlow Serving. Few items are searched by exact scores of all.
+        It takes the output of a query tower, (batch, dimension), and gives `(scores, ids)`, float32 and int64, each
+        (batch, k); where fewer items were found, -1 with a score of -inf. A model that ends in it is saved whole, index
+        and all, by `layer.export(model, path)`, as a SavedModel for TensorFlow Serving. Few items are searched by exact
+        scores of all.
 
         Args:
             k: items for each query.
             leaves, rescore: as in `search`.
+            name: of the layer; None: Keras chooses one.
 
         Raises:
             ImportError: the package that is installed is not the distribution `scann`, or does not fit TensorFlow.
         """
         from tfkit.retrieval.scann_layer import ScaNNLayer
 
-        self._check_built()
-        return ScaNNLayer(self, k, leaves, rescore)
+        return ScaNNLayer(self._held(), k, leaves, rescore, name)
 
 
 def available() -> bool:

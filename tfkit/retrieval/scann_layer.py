@@ -32,15 +32,19 @@ class ScaNNLayer(keras.layers.Layer):
         index: a built index, whose items and codes the layer keeps as variables.
         k: items for each query.
         leaves, rescore: as in `ScaNN.search`.
+        name: of the layer.
     """
 
-    def __init__(self, index: ScaNN, k: int, leaves: int | None, rescore: int | None) -> None:
-        super().__init__(trainable=False, name="scann")
-        self.k = checks.integer("k", k, 1, len(index.items))
+    def __init__(self, index: ScaNN, k: int, leaves: int | None, rescore: int | None, name: str | None = None) -> None:
+        super().__init__(trainable=False, name=name, dtype="float32")  # Under any policy: the operations know no other.
+        count = len(index.items)
+        self.k = checks.integer("k", k, 1, count)
+        index.check_effort(leaves, rescore)
         usual = index.default_effort(k)
-        self.leaves = checks.integer("leaves", usual["leaves"] if leaves is None else leaves, 1)
-        self.rescore = max(k, checks.integer("rescore", usual["rescore"] if rescore is None else rescore, 1))
+        self.leaves = min(usual["leaves"] if leaves is None else leaves, count)
+        self.rescore = min(max(k, usual["rescore"] if rescore is None else rescore), count)
         self.dimension = index.dimension
+        self._scale = 2.0**index._exponent
         self._operations = operations()
         pieces = _pieces(index)
         self._config = pieces.pop("scann_config")
@@ -55,10 +59,21 @@ class ScaNNLayer(keras.layers.Layer):
             **{name: self._index[name] for name in (*_FILES, *_UNUSED)},
             shared_name=self._shared,
         )
+        asked = tf.cast(queries, tf.float32)
+        count = tf.shape(asked)[0]
+        asked = tf.pad(asked, [[0, tf.cast(count == 0, tf.int32)], [0, 0]])  # The operation takes no empty batch.
+        powers = _power_of_two(asked)
         ids, scores = self._operations.scann_search_batched(
-            handle, tf.cast(queries, tf.float32), self.k, self.rescore, self.leaves, False
+            handle, asked / powers, self.k, self.rescore, self.leaves, False
         )
-        return scores, tf.cast(ids, tf.int64)
+        missing = [[0, 0], [0, self.k - tf.shape(ids)[1]]]  # Fewer were found: they are left out, or come as NaN.
+        ids = tf.pad(tf.cast(ids, tf.int64), missing)
+        scores = tf.pad(scores, missing, constant_values=np.nan)
+        found = ~tf.math.is_nan(scores)
+        scores = tf.cast(tf.cast(scores, tf.float64) * tf.cast(powers, tf.float64) * self._scale, tf.float32)
+        scores, ids = tf.where(found, scores, -np.inf), tf.where(found, ids, -1)
+        shape = (queries.shape[0], self.k)
+        return tf.ensure_shape(scores[:count], shape), tf.ensure_shape(ids[:count], shape)
 
     def compute_output_spec(self, queries: Any) -> tuple[keras.KerasTensor, keras.KerasTensor]:
         if len(queries.shape) != 2 or queries.shape[-1] not in (None, self.dimension):
@@ -101,6 +116,13 @@ class ScaNNLayer(keras.layers.Layer):
             "A layer over a ScaNN index cannot be kept in a .keras file. Write the model with `layer.export(model, "
             "path)`, or save tower and index apart: `tower.save(...)`, `index.save(...)`."
         )
+
+
+def _power_of_two(queries: Any) -> Any:
+    """Returns for each query the largest power of two up to its largest coordinate, 1 for zeros, (queries, 1)."""
+    largest = tf.reduce_max(tf.abs(queries), axis=1, keepdims=True)
+    power = tf.bitcast(tf.bitcast(largest, tf.int32) & 0x7F800000, tf.float32)  # The exponent's bits alone.
+    return tf.where(power > 0, power, 1.0)
 
 
 def operations() -> Any:

@@ -18,10 +18,12 @@ from tfkit.retrieval.base import SearchResult
 from tfkit.retrieval.candidates import score_range
 from tfkit.retrieval.euclidean import EuclideanTransform
 from tfkit.retrieval.kernels import kernel
-from tfkit.retrieval.norm_scan import norms_of
+from tfkit.retrieval.vectors import BLOCK_ROWS, normalized, norms_of
 
 #: Items in a leaf, about, where nothing else is said; and levels of the deepest tree.
 LEAF_ITEMS, DEEPEST = 32, 24
+#: Leaves whose boxes are measured at a time.
+_LEAVES_TOGETHER = 256
 
 
 def leaf_bounds(count: int, levels: int) -> np.ndarray:
@@ -82,8 +84,11 @@ def measured(points: np.ndarray, order: np.ndarray, axes: np.ndarray) -> Tree:
     inner = len(axes)
     bounds = leaf_bounds(len(order), inner.bit_length())
     low, high = np.empty((2, 2 * inner + 1, points.shape[1]), np.float32)
-    low[inner:] = np.minimum.reduceat(points[order], bounds[:-1])
-    high[inner:] = np.maximum.reduceat(points[order], bounds[:-1])
+    for first in range(0, inner + 1, _LEAVES_TOGETHER):
+        some = bounds[first : first + _LEAVES_TOGETHER + 1]
+        block, starts = points[order[some[0] : some[-1]]], some[:-1] - some[0]
+        low[inner + first : inner + first + len(starts)] = np.minimum.reduceat(block, starts)
+        high[inner + first : inner + first + len(starts)] = np.maximum.reduceat(block, starts)
     for node in range(inner - 1, -1, -1):
         low[node] = np.minimum(low[2 * node + 1], low[2 * node + 2])
         high[node] = np.maximum(high[2 * node + 1], high[2 * node + 2])
@@ -94,13 +99,16 @@ def measured(points: np.ndarray, order: np.ndarray, axes: np.ndarray) -> Tree:
 
 def item_points(items: np.ndarray) -> np.ndarray:
     """Returns the items' points, float32, (items, dimension + 1)."""
-    return EuclideanTransform(1.0).items((items / (norms_of(items).max() or 1.0)).astype(np.float32))
+    largest, points = norms_of(items).max() or 1.0, np.empty((len(items), items.shape[1] + 1), np.float32)
+    for start in range(0, len(items), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        points[part] = EuclideanTransform(1.0).items((items[part] / largest).astype(np.float32))
+    return points
 
 
 def query_points(queries: np.ndarray) -> np.ndarray:
     """Returns the queries' points, float32, (queries, dimension): but for a first coordinate, which is 0."""
-    norms = norms_of(queries)
-    return (queries / np.where(norms > 0, norms, 1.0)[:, None]).astype(np.float32)
+    return normalized(queries)
 
 
 def nearest_first(
@@ -119,6 +127,7 @@ def nearest_first(
         largest: M.
         most: leaves to open; more, if they hold fewer than k items.
     """
+    most = min(most, len(tree.bounds) - 1)
     scores, ids, counts = kernels.empty_heaps(len(queries), k)
     exact = np.zeros(len(queries), bool)
     # Coordinates and scores are rounded; no sum of so many products and squares is off by more, for unit norms.

@@ -7,6 +7,7 @@ decides nothing, tells the recall to expect. Times are processor time of one thr
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -31,6 +32,10 @@ Progress = Callable[[float, float, str], None]
 #: Where indexes are larger than this, a tenth of the items is indexed first, to see how long the whole will take.
 PROBED_ITEMS = 20_000
 PROBE_SHARE = 0.1
+#: The name of the exact scan, which is always looked at.
+BASELINE = "Exact"
+#: Scores this part of a query's largest below the k-th best are equal to it: sums are rounded in different orders.
+ROUNDING = 1e-5
 #: Efforts beyond this many times the time of the fastest that suffices are not looked at.
 HOPELESS = 4.0
 #: Points this close to the fastest are timed again, in turns.
@@ -44,7 +49,7 @@ class Point(NamedTuple):
     Attributes:
         name: of the index.
         effort: keyword arguments of its `search`.
-        recall: share of the true best that it found, over the tuning queries.
+        recall: share of the true best that it found, over the tuning queries; see `recall`.
         query_us: processor time of a query, in microseconds.
         build_s: processor time of the build, in seconds.
         memory_bytes: of the index.
@@ -98,16 +103,33 @@ class Tuning:
             "skipped": dict(self.skipped),
         }
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes `to_dict` as JSON."""
-        target = Path(path)
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Writes `to_dict` as JSON.
+
+        Args:
+            path: of the file.
+            force: overwrite an existing file.
+
+        Raises:
+            FileExistsError: the file is there and `force` is False.
+        """
+        target = _free(path, force)
         write_atomically(target, (json.dumps(self.to_dict(), indent=2) + "\n").encode())
         return target
 
-    def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draws recall against queries a second, a line for each index, and marks the choice."""
+    def plot(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Draws recall against queries a second, a line for each index, and marks the choice.
+
+        Args:
+            path: of the file, whose suffix names the format, such as .png.
+            force: overwrite an existing file.
+
+        Raises:
+            FileExistsError: the file is there and `force` is False.
+        """
         from matplotlib.figure import Figure
 
+        target = _free(path, force)
         figure = Figure(figsize=(8, 5), layout="tight")
         axis = figure.subplots()
         for number, name in enumerate(dict.fromkeys(point.name for point in self.points)):
@@ -119,8 +141,9 @@ class Tuning:
         axis.set(yscale="log", xlabel=f"recall@{self.k}", ylabel="queries a second, one thread")
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8)
-        target = Path(path)
-        figure.savefig(target, dpi=120)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=120, format=target.suffix[1:] or "png")
+        write_atomically(target, drawn.getvalue())
         return target
 
 
@@ -156,7 +179,8 @@ def autotune(
         queries: (queries, dimension), at least 20, such as will be asked; a few hundred tell enough.
         target_recall: share of the true k best that must be found, in the mean over the queries, in (0, 1].
         k: items sought for each query.
-        seconds: for all of it, about; no index is begun that would take longer. The exact scan is always there.
+        seconds: for all of it, about; no index is begun that would take longer. The exact scan, under the name "Exact",
+            is always there.
         indexes: to choose from, not built; by default `candidates`.
         single: time queries that come one at a time instead of all at once.
         threads: most threads to build with; searches are timed on one.
@@ -169,18 +193,35 @@ def autotune(
     vectors = as_vectors("items", items)
     asked = as_vectors("queries", queries, vectors.shape[1], least=20)
     k = checks.integer("k", k, 1, len(vectors))
-    if not 0 < checks.number("target_recall", target_recall, 0, 1):
+    target_recall = checks.number("target_recall", target_recall, 0, 1)
+    if not target_recall > 0:
         raise checks.error("target_recall", "above 0", target_recall)
-    checks.number("seconds", seconds, 0)
-    if indexes is None:
-        indexes = candidates(len(vectors))
-    elif not isinstance(indexes, Mapping):
+    seconds, seed, threads = (
+        checks.number("seconds", seconds, 0),
+        checks.integer("seed", seed, 0),
+        thread_count(threads),
+    )
+    if not isinstance(single, bool):
+        raise checks.error("single", "True or False", single)
+    if progress is not None and not callable(progress):
+        raise checks.error("progress", "a function of (done, total, text)", progress)
+    named = candidates(len(vectors)) if indexes is None else _named(indexes)
+    run = _Run(vectors, asked, target_recall, k, seconds, single, threads, seed, progress)
+    return run.run({BASELINE: Exact(), **named})
+
+
+def _named(indexes: Any) -> dict[str, Index]:
+    """Returns the indexes by name, checked."""
+    if not isinstance(indexes, Mapping):
+        if not isinstance(indexes, Sequence):
+            raise checks.error("indexes", "a mapping or list of indexes", indexes)
         indexes = {repr(index): index for index in indexes}
-    for index in indexes.values():
-        if not isinstance(index, Index):
-            raise checks.error("indexes", "a mapping or list of indexes", index)
-    run = _Run(vectors, asked, target_recall, k, seconds, single, thread_count(threads), seed, progress)
-    return run.run({"Exact": Exact(), **indexes})
+    for name, index in indexes.items():
+        if not isinstance(name, str) or not isinstance(index, Index):
+            raise checks.error("indexes", "a mapping of names to indexes, or a list of indexes", index)
+        if name == BASELINE and type(index) is not Exact:
+            raise checks.error("indexes", f"without the name {BASELINE!r}, which the exact scan has", index)
+    return dict(indexes)
 
 
 class _Run:
@@ -202,9 +243,9 @@ class _Run:
         half = len(order) // 2
         self.items, self.target, self.k, self.single, self.threads = items, target, k, single, threads
         self.seconds, self.started, self.progress = seconds, time.perf_counter(), progress
-        oracle = Exact().build(items)
+        oracle = Exact().build(items, threads=threads)
         self.tuning, self.held_out = (queries[part] for part in (order[:half], order[half:]))
-        self.truth, self.held_truth = (oracle.search(part, k).ids for part in (self.tuning, self.held_out))
+        self.truth, self.held_truth = (oracle.search(part, k, threads=threads) for part in (self.tuning, self.held_out))
         self.points: list[Point] = []
         self.built: dict[str, Index] = {}
         self.skipped: dict[str, str] = {}
@@ -219,7 +260,7 @@ class _Run:
         return Tuning(
             index=index,
             effort=best.effort,
-            recall=recall(index.search(self.held_out, self.k, **best.effort).ids, self.held_truth),
+            recall=recall(index.search(self.held_out, self.k, **best.effort), self.held_truth),
             target_recall=self.target,
             k=self.k,
             best=best,
@@ -229,15 +270,15 @@ class _Run:
 
     def _build(self, name: str, index: Index) -> bool:
         """Builds an index if there is time for it."""
-        left = self.seconds - (time.perf_counter() - self.started)
-        if name != "Exact":
+        left = self._left()
+        if name != BASELINE:
             needed = 0.0
             if len(self.items) > PROBED_ITEMS and left > 0:
                 self._tell(f"{name}: how long will it take")
                 begun = time.perf_counter()
                 index.build(self.items[: int(PROBE_SHARE * len(self.items))], threads=self.threads)
                 needed = (time.perf_counter() - begun) / PROBE_SHARE
-                left = self.seconds - (time.perf_counter() - self.started)
+                left = self._left()
             if left <= needed:
                 self.skipped[name] = f"about {needed:.0f} s to build, {max(left, 0):.0f} s left"
                 return False
@@ -248,6 +289,10 @@ class _Run:
         self.built[name] = index
         return True
 
+    def _left(self) -> float:
+        """Returns the seconds that are left."""
+        return self.seconds - (time.perf_counter() - self.started)
+
     def _walk(self, name: str, index: Index) -> None:
         """Measures an index from little effort to much, and in between around the first that suffices."""
         made: list[Point] = []
@@ -255,9 +300,9 @@ class _Run:
             made.append(self._measure(name, index, effort))
             if made[-1].recall >= self.target and made[-1].recall > 0.999:
                 break
-            if made[-1].query_us > HOPELESS * self._least():
+            if made[-1].query_us > HOPELESS * self._least() or self._left() <= 0:
                 break
-        for _ in range(2):
+        for _ in range(2 if self._left() > 0 else 0):
             enough = next((i for i, point in enumerate(made) if point.recall >= self.target), 0)
             middle = between(made[enough - 1].effort, made[enough].effort) if enough else None
             if middle is not None:
@@ -266,7 +311,7 @@ class _Run:
 
     def _measure(self, name: str, index: Index, effort: Mapping[str, Any]) -> Point:
         self._tell(f"{name}: {', '.join(f'{key}={value}' for key, value in effort.items()) or 'searching'}")
-        found = index.search(self.tuning, self.k, threads=1, **effort).ids
+        found = index.search(self.tuning, self.k, threads=1, **effort)
         return Point(
             name,
             dict(effort),
@@ -309,16 +354,27 @@ class _Run:
             self.progress(min(time.perf_counter() - self.started, self.seconds), self.seconds, text)
 
 
-def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    """Returns the share of the true ids that were found.
+def recall(found: SearchResult, truth: SearchResult) -> float:
+    """Returns the share of the true best that were found, by score: of items that are equally good any will do.
 
     Args:
-        found, truth: int, (queries, k).
+        found: the result to judge, whose scores are inner products, as those of every index here are.
+        truth: the exact result for the same queries and k.
 
-    >>> recall(np.array([[1, 2]]), np.array([[2, 3]]))
+    >>> truth = SearchResult(np.array([[5.0, 4.0]], np.float32), np.array([[2, 3]]))
+    >>> recall(SearchResult(np.array([[5.0, 1.0]], np.float32), np.array([[2, 7]])), truth)
     0.5
     """
-    return float((found[:, :, None] == truth[:, None]).any(axis=1).mean())
+    best = np.nan_to_num(truth.scores)  # Where float32 cannot hold them, the largest that it can.
+    enough = best[:, -1:] - ROUNDING * np.abs(best).max(axis=1, keepdims=True)
+    return float(((found.ids >= 0) & (np.nan_to_num(found.scores) >= enough)).mean())
+
+
+def _free(path: str | os.PathLike[str], force: bool) -> Path:
+    target = Path(path)
+    if target.exists() and not force:
+        raise FileExistsError(f"{target} exists. Choose another path, or pass force=True to overwrite it.")
+    return target
 
 
 def between(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any] | None:
