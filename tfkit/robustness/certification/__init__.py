@@ -1,0 +1,33 @@
+"""Certification: how far an example can move before a network's prediction can change, proven.
+
+>>> import keras, numpy as np
+>>> from tfkit.robustness.certification import certified_radius
+>>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="identity")])
+>>> radii = certified_radius(model, np.array([[1.0, 0.25]]), norm="inf")
+>>> bool(0.374 < radii.radius[0] < 0.375)
+True
+"""
+
+from tfkit.robustness.certification.base import Method, method_names
+from tfkit.robustness.certification.crown import Crown, CrownIBP
+from tfkit.robustness.certification.fast_lin import FastLin
+from tfkit.robustness.certification.interval import IntervalBounds
+from tfkit.robustness.certification.network import Network
+from tfkit.robustness.certification.output_bounds import OutputBounds, bounds
+from tfkit.robustness.certification.radius import CertifiedRadii, certified_radius
+from tfkit.robustness.certification.reading import UnsupportedLayerError
+
+__all__ = [
+    "CertifiedRadii",
+    "Crown",
+    "CrownIBP",
+    "FastLin",
+    "IntervalBounds",
+    "Method",
+    "Network",
+    "OutputBounds",
+    "UnsupportedLayerError",
+    "bounds",
+    "certified_radius",
+    "method_names",
+]
