@@ -8,20 +8,30 @@
 True
 """
 
+from tfkit.robustness.certification.alpha_crown import AlphaCrown
 from tfkit.robustness.certification.base import Method, method_names
 from tfkit.robustness.certification.crown import Crown, CrownIBP
+from tfkit.robustness.certification.crown_ibp_training import CrownIBPTraining
+from tfkit.robustness.certification.dual import Dual
 from tfkit.robustness.certification.fast_lin import FastLin
+from tfkit.robustness.certification.fast_lip import FastLip
 from tfkit.robustness.certification.interval import IntervalBounds
+from tfkit.robustness.certification.interval_training import IntervalBoundTraining
 from tfkit.robustness.certification.network import Network
 from tfkit.robustness.certification.output_bounds import OutputBounds, bounds
 from tfkit.robustness.certification.radius import CertifiedRadii, certified_radius
 from tfkit.robustness.certification.reading import UnsupportedLayerError
 
 __all__ = [
+    "AlphaCrown",
     "CertifiedRadii",
     "Crown",
     "CrownIBP",
+    "CrownIBPTraining",
+    "Dual",
     "FastLin",
+    "FastLip",
+    "IntervalBoundTraining",
     "IntervalBounds",
     "Method",
     "Network",

@@ -101,7 +101,7 @@ def advance(
             lines = node.lines(low[0], high[0]) if need_lines else None
             spread = None if lines is None else lines.error
         else:
-            lines = _activation_lines(node, low[0], high[0], setting, slopes, (chosen or {}).get(position)) if need_lines else None
+            lines = activation_lines(node, low[0], high[0], setting, slopes, (chosen or {}).get(position)) if need_lines else None
             one = tf.ones_like(low[0])
             spread = node.error(low[0], high[0], one, one, setting.arithmetic) if lines is None else lines.error
         if spread is not None:
@@ -112,7 +112,7 @@ def advance(
     return bounds
 
 
-def _activation_lines(
+def activation_lines(
     node: Activation, low: Tensor, high: Tensor, setting: Setting, slopes: str, chosen: Tensor | None
 ) -> Lines:
     lower, upper = node.slopes(low, high)
@@ -227,7 +227,7 @@ def backward(
             slack += rows_dot(tf.abs(a), lines.error)
             slack += sum_error(0, node.size, "real") * rows_dot(tf.abs(behind), reach)
             low += tf.reduce_sum(tf.reshape(paid, tf.concat([front, [-1]], 0)), -1)
-            _add(coefficients, source, behind)
+            add(coefficients, source, behind)
             continue
         # By the sign of a: a+ lower + a- upper = a (lower + upper) / 2 - |a| (upper - lower) / 2, and so for slopes.
         magnitude = tf.abs(a)
@@ -237,12 +237,12 @@ def backward(
         if isinstance(node, Maximum):
             a, magnitude = a[..., None, :], magnitude[..., None, :]
         if both:
-            _add(coefficients, source, a * lines.upper_slope[:, None])
+            add(coefficients, source, a * lines.upper_slope[:, None])
             continue
         own = None if slopes is None else slopes.get(position)
         lower_slope, upper_slope = lines.lower_slope[:, None] if own is None else own, lines.upper_slope[:, None]
         mean, half = (lower_slope + upper_slope) / 2, (lower_slope - upper_slope) / 2
-        _add(coefficients, source, a * mean + magnitude * half)
+        add(coefficients, source, a * mean + magnitude * half)
     return low - slack, (high + slack if both else None)
 
 
@@ -270,12 +270,18 @@ def pass_linear(nodes: Sequence[Node], coefficients: dict[int, Tensor], position
     node, front = nodes[position], tf.shape(a)[:2]
     passed = node.transpose(tf.reshape(a, tf.concat([[-1], node.shape], 0)))  # type: ignore[attr-defined]
     for source, back in zip(node.inputs, passed, strict=True):
-        _add(coefficients, source, tf.reshape(back, tf.concat([front, nodes[source].shape], 0)))
+        add(coefficients, source, tf.reshape(back, tf.concat([front, nodes[source].shape], 0)))
+
+
+def through_lines(a: Tensor, lines: Lines) -> Tensor:
+    """Coefficients behind an activation: the slope of the lower line where positive, of the upper where negative."""
+    lower, upper = lines.lower_slope[:, None], lines.upper_slope[:, None]
+    return a * ((lower + upper) / 2) + tf.abs(a) * ((lower - upper) / 2)
 
 
 def _flat_rows(a: Tensor, node: Node) -> Tensor:
     return tf.reshape(a, tf.concat([tf.shape(a)[:2], [node.size]], 0))
 
 
-def _add(coefficients: dict[int, Tensor], position: int, more: Tensor) -> None:
+def add(coefficients: dict[int, Tensor], position: int, more: Tensor) -> None:
     coefficients[position] = coefficients[position] + more if position in coefficients else more

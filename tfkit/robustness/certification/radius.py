@@ -176,8 +176,9 @@ def _search(margin: Margin, count: int, first: float, limit: float, tolerance: f
         high[down], at_high[down] = trial[down], found[~good]
         # Illinois: an end that stays twice counts half.
         kept[up], kept[down] = np.maximum(kept[up], 0) + 1, np.minimum(kept[down], 0) - 1
-        active[chosen] = (low[chosen] < limit) & (high[chosen] - low[chosen] > tolerance * high[chosen])
-        active &= ~np.isinf(high) | (low < limit)
+        open_end = np.isinf(high[chosen])
+        wide = high[chosen] - low[chosen] > tolerance * np.where(open_end, 0.0, high[chosen])
+        active[chosen] = np.where(open_end, low[chosen] < limit, wide)
         left, right = np.where(kept < -1, at_low * 0.5, at_low), np.where(kept > 1, at_high * 0.5, at_high)
         for i in np.flatnonzero(active):
             if np.isinf(high[i]):  # The margin bends downwards: a straight line through it overshoots.
