@@ -76,7 +76,8 @@ def judge(model: keras.Model, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cache", type=Path, help="folder that keeps trained networks")
@@ -87,7 +88,7 @@ def main() -> None:
     if arguments.quick:
         x, y, test, arguments.epochs = x[:500], y[:500], slice(0, 50), 2
     results: dict[str, Any] = {}
-    for method in METHODS:
+    for method in arguments.methods:
         started = time.time()
         name = f"certified_{method}_{len(x)}_{arguments.epochs}_{arguments.seed}"
         model = kept(arguments.cache, name, lambda: train(method, x, y, arguments.epochs, arguments.seed))  # noqa: B023

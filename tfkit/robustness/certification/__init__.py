@@ -13,6 +13,7 @@ from tfkit.robustness.certification.base import Method, method_names
 from tfkit.robustness.certification.crown import Crown, CrownIBP
 from tfkit.robustness.certification.crown_ibp_training import CrownIBPTraining
 from tfkit.robustness.certification.dual import Dual
+from tfkit.robustness.certification.exact import ExactDistance, exact_distance, exact_margin
 from tfkit.robustness.certification.fast_lin import FastLin
 from tfkit.robustness.certification.fast_lip import FastLip
 from tfkit.robustness.certification.interval import IntervalBounds
@@ -29,6 +30,7 @@ __all__ = [
     "CrownIBP",
     "CrownIBPTraining",
     "Dual",
+    "ExactDistance",
     "FastLin",
     "FastLip",
     "IntervalBoundTraining",
@@ -39,5 +41,7 @@ __all__ = [
     "UnsupportedLayerError",
     "bounds",
     "certified_radius",
+    "exact_distance",
+    "exact_margin",
     "method_names",
 ]

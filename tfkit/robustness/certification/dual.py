@@ -35,6 +35,7 @@ from tfkit.robustness.certification.region import Ball
 Tensor = Any
 INNER = ("interval", "crown")
 START = ("crown", "zero")
+OFF_KINKS = 0.8
 
 
 class Dual(Method):
@@ -50,7 +51,7 @@ class Dual(Method):
     name = "dual"
 
     def __init__(
-        self, steps: int = 100, learning_rate: float = 0.1, inner: str = "crown", start: str = "crown"
+        self, steps: int = 200, learning_rate: float = 0.2, inner: str = "crown", start: str = "crown"
     ) -> None:
         self.steps = checks.integer("steps", steps, 0)
         self.learning_rate = checks.number("learning_rate", learning_rate, 1e-6, 10)
@@ -70,6 +71,8 @@ class Dual(Method):
         region, bounds = network.intermediate(problem, refine=self.inner == "crown")
         valid = finite(bounds)
         best = network.lower(region, bounds, rows, setting, stop=True)
+        if self.start == "crown":
+            best = np.fmax(best, network.lower(region, bounds, rows, setting))
         shaped = np.asarray(rows, problem.x.dtype).reshape(*rows.shape[:2], *network.nodes[-1].shape)
         sites = [position for position, node in enumerate(network.nodes) if isinstance(node, Activation)]
         values = network.compiled(
@@ -78,7 +81,8 @@ class Dual(Method):
             region, bounds, shaped,
         )  # fmt: skip
         sizes = [float(np.mean(np.abs(value))) + 1e-12 for value in values]
-        values = [np.array(value) if self.start == "crown" else np.zeros_like(value) for value in values]
+        # CROWN's own coefficients lie on kinks of the dual function, where one subgradient tells little.
+        values = [np.asarray(value) * (OFF_KINKS if self.start == "crown" else 0.0) for value in values]
         moments = [(np.zeros_like(value), np.zeros_like(value)) for value in values]
 
         def step(region: Ball, bounds: Bounds, rows: Tensor, values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
