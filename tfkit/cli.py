@@ -17,6 +17,7 @@ import typer
 
 import tfkit
 from tfkit.commands import retrieve
+from tfkit.commands.certify import certify
 from tfkit.commands.common import (
     BAD_INPUT,
     BELOW_WHAT_WAS_ASKED,
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 
 app.add_typer(retrieve.app, name="retrieve", no_args_is_help=True)
+app.command()(certify)
 
 
 def main() -> NoReturn:

@@ -20,11 +20,14 @@ from tfkit.robustness.certification.interval import IntervalBounds
 from tfkit.robustness.certification.interval_training import IntervalBoundTraining
 from tfkit.robustness.certification.network import Network
 from tfkit.robustness.certification.output_bounds import OutputBounds, bounds
+from tfkit.robustness.certification.quantized import read_tflite
 from tfkit.robustness.certification.radius import CertifiedRadii, certified_radius
 from tfkit.robustness.certification.reading import UnsupportedLayerError
+from tfkit.robustness.certification.report import CertificationReport, certify
 
 __all__ = [
     "AlphaCrown",
+    "CertificationReport",
     "CertifiedRadii",
     "Crown",
     "CrownIBP",
@@ -41,7 +44,9 @@ __all__ = [
     "UnsupportedLayerError",
     "bounds",
     "certified_radius",
+    "certify",
     "exact_distance",
     "exact_margin",
     "method_names",
+    "read_tflite",
 ]

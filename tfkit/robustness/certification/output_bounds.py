@@ -71,7 +71,7 @@ def bounds(
             "model", "a network to logits", "one that ends in a softmax",
             "Give its last layer no activation; margins and radii need no such change.",
         )  # fmt: skip
-    clip, arithmetic = check_clip(clip), check_arithmetic(arithmetic)
+    clip, arithmetic = check_clip(clip), network.graph.arithmetic or check_arithmetic(arithmetic)
     x = check_examples(x, network.graph.input_shape, clip)
     radii = check_epsilon(epsilon, len(x))
     method.check(network, order)

@@ -101,7 +101,7 @@ def certified_radius(
     """
     started = time.perf_counter()
     network, method, order = as_network(model).fresh(), as_method(method), norm_order(norm)
-    clip, arithmetic = check_clip(clip), check_arithmetic(arithmetic)
+    clip, arithmetic = check_clip(clip), network.graph.arithmetic or check_arithmetic(arithmetic)
     dtype = checks.choice("dtype", dtype, ("float32", "float64"))
     tolerance = checks.number("tolerance", tolerance, 1e-9, 0.5)
     x = check_examples(x, network.graph.input_shape, clip)

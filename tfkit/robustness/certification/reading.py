@@ -64,10 +64,12 @@ class Graph(NamedTuple):
     Attributes:
         nodes: the nodes.
         dropped_softmax: whether a last softmax was left out: it changes no order of classes.
+        arithmetic: "int8" for a file, whose nodes bear its roundings; None: as asked for.
     """
 
     nodes: tuple[Node, ...]
     dropped_softmax: bool
+    arithmetic: str | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
