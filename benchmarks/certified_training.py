@@ -3,10 +3,10 @@
     python benchmarks/certified_training.py            # MNIST, epsilon 0.1; about 20 minutes on one core
     python benchmarks/certified_training.py --quick    # few steps: does it run?
 
-Interval bound training and CROWN-IBP of a small convolutional network, on 10,000 training digits, each shifted at random
-by up to two pixels; the learning rate and the schedule are fixed, and the network of the last step is the result. An
-accuracy counts digits that are classified right and certified over the whole ball, on the first 1,000 digits of the
-official test set, with inputs in [0, 1] and bounds that hold for float32.
+Interval bound training and CROWN-IBP of a small convolutional network, on 10,000 training digits, each shifted at
+random by up to two pixels; the learning rate and the schedule are fixed, and the network of the last step is the
+result. An accuracy counts digits that are classified right and certified over the whole ball, on the first 1,000
+digits of the official test set, with inputs in [0, 1] and bounds that hold for float32.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from benchmarks.common import say
 from benchmarks.networks import Shifted, kept
 from tfkit import data
 from tfkit.robustness.certification import CrownIBPTraining, IntervalBoundTraining
+from tfkit.robustness.certification.base import as_method
 from tfkit.robustness.certification.margins import margin_rows
 from tfkit.robustness.certification.network import Network
-from tfkit.robustness.certification.base import as_method
 
 EPSILON, TRAINED_FOR = 0.1, 0.12
 BATCH = 100

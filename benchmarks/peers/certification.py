@@ -4,12 +4,12 @@
     python benchmarks/peers/certification.py --networks small_cnn mlp2_1024 --examples 100
     python benchmarks/peers/certification.py --quick
 
-Networks as Fast-Lin counts them: m x [1024] has m layers, the last one the output. Trained on 10,000 digits of MNIST. For
-each norm both sides bound the margins at the same radii, in float64, in the same mode (`same-slope` is Fast-Lin, `adaptive`
-CROWN), on inputs that are not clipped; then each finds the radii of the whole batch in float32, to the same tolerance, on
-one thread. Times are of the processor, since other work shares the machine; making tfkit's graphs is part of them. Peers
-run in an environment of their own; one that is not installed is skipped by name. Every certified ball of the small networks
-is attacked: PGD with restarts, on the float32 network.
+Networks as Fast-Lin counts them: m x [1024] has m layers, the last one the output. Trained on 10,000 digits of MNIST.
+For each norm both sides bound the margins at the same radii, in float64, in the same mode (`same-slope` is Fast-Lin,
+`adaptive` CROWN), on inputs that are not clipped; then each finds the radii of the whole batch in float32, to the same
+tolerance, on one thread. Times are of the processor, since other work shares the machine; making tfkit's graphs is
+part of them. Peers run in an environment of their own; one that is not installed is skipped by name. Every certified
+ball of the small networks is attacked: PGD with restarts, on the float32 network.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-for variable in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
-    os.environ.setdefault(variable, "1")
+os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1", OMP_NUM_THREADS="1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import keras
@@ -41,6 +40,7 @@ from tfkit import data
 from tfkit.robustness.certification import AlphaCrown, Network, certified_radius
 from tfkit.robustness.certification.base import as_method
 from tfkit.robustness.certification.margins import margin_rows
+from tfkit.robustness.certification.radius import FIRST
 
 LAYERS = keras.layers
 NETWORKS = ("mlp2_20", "small_cnn", "mlp2_1024", "mlp3_1024")
@@ -56,8 +56,8 @@ def network(name: str, digits: Any, epochs: int, cache: Path | None) -> keras.Mo
     def make() -> keras.Model:
         keras.utils.set_random_seed(0)
         if name == "small_cnn":
-            body = [LAYERS.Conv2D(8, 4, strides=2, activation="relu"), LAYERS.Conv2D(16, 4, strides=2, activation="relu"),
-                    LAYERS.Flatten(), LAYERS.Dense(64, activation="relu")]  # fmt: skip
+            body = [LAYERS.Conv2D(width, 4, strides=2, activation="relu") for width in (8, 16)]
+            body += [LAYERS.Flatten(), LAYERS.Dense(64, activation="relu")]
         else:
             depth, width = int(name[3]), int(name.split("_")[1])
             body = [LAYERS.Flatten(), *(LAYERS.Dense(width, activation="relu") for _ in range(depth - 1))]
@@ -112,7 +112,8 @@ def peer(arguments: argparse.Namespace, task: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder) / "task.npz", Path(folder) / "answer.json"
         np.savez(given, **task)
-        environment = os.environ | {"PYTHONPATH": str(arguments.auto_lirpa.resolve() if arguments.auto_lirpa else ""), "OMP_NUM_THREADS": "1"}
+        checkout = str(arguments.auto_lirpa.resolve()) if arguments.auto_lirpa else ""
+        environment = os.environ | {"PYTHONPATH": checkout, "OMP_NUM_THREADS": "1"}
         command = [str(arguments.peer_python.absolute()), str(WORKER), str(given), str(answer)]
         subprocess.run(command, check=True, env=environment, cwd=folder)
         return json.loads(answer.read_text())
@@ -149,8 +150,8 @@ def compare(name: str, model: keras.Model, x: np.ndarray, arguments: argparse.Na
         row: dict[str, Any] = {"tfkit": ours, "examples": len(x)}
         if arguments.peer_python:
             task = as_task(model, x)
-            task |= {"rows": rows, "norm": order, "epsilon": epsilon, "steps": ALPHA_STEPS, "methods": " ".join(METHODS),
-                     "timed": " ".join(timed), "first": {"inf": 0.01, "2": 0.2, "1": 1.0}[norm], "tolerance": TOLERANCE}  # fmt: skip
+            task |= {"rows": rows, "norm": order, "epsilon": epsilon, "steps": ALPHA_STEPS, "tolerance": TOLERANCE}
+            task |= {"methods": " ".join(METHODS), "timed": " ".join(timed), "first": FIRST[order]}
             theirs = peer(arguments, task)
             if alpha:
                 part = {**task, "x": task["x"][:count], "rows": rows[:count], "epsilon": epsilon[:count],

@@ -84,7 +84,7 @@ def radii(bounder: Bounder, count: int, first: float, tolerance: float) -> np.nd
         low[chosen[good]], high[chosen[~good]] = trial[chosen[good]], trial[chosen[~good]]
         open_end = np.isinf(high)
         active = open_end | (high - low > tolerance * np.where(open_end, 0, high))
-        active &= ~((high < 1e-6))
+        active &= ~(high < 1e-6)
         trial = np.where(open_end, 2 * low, (low + np.where(open_end, 0, high)) / 2)
     return low
 

@@ -15,7 +15,9 @@ def certify(
     data: Annotated[str, typer.Option("--data", help="A name, an .npz file, or module:function; its test part.")],
     examples: Annotated[int, typer.Option(min=1, help="The first so many of it.")] = 100,
     norm: Annotated[str, typer.Option(help="1, 2 or inf.")] = "inf",
-    method: Annotated[str, typer.Option(help="interval, crown_ibp, fast_lin, fast_lip, crown, alpha_crown or dual.")] = "crown",
+    method: Annotated[
+        str, typer.Option(help="interval, crown_ibp, fast_lin, fast_lip, crown, alpha_crown or dual.")
+    ] = "crown",
     epsilons: Annotated[
         list[float] | None, typer.Option("--epsilon", help="Tell the accuracy at this radius; may be repeated.")
     ] = None,

@@ -35,15 +35,15 @@ def reference(model, x, epsilon, order, method):
             low, high = known[k - 1]
             back = np.zeros_like(row)
             for i in range(len(row)):
-                a, l, u = slopes[k - 1], low[i], high[i]
-                if l >= 0 or u <= 0:
-                    back[i] = row[i] * (1 if l >= 0 else a)
+                a, least, most = slopes[k - 1], low[i], high[i]
+                if least >= 0 or most <= 0:
+                    back[i] = row[i] * (1 if least >= 0 else a)
                     continue
-                chord = (u - a * l) / (u - l)
+                chord = (most - a * least) / (most - least)
                 if row[i] < 0:
-                    back[i], constant = row[i] * chord, constant + row[i] * (u - chord * u)
+                    back[i], constant = row[i] * chord, constant + row[i] * (most - chord * most)
                 else:
-                    back[i] = row[i] * (chord if method == "fast_lin" else (1 if u > -l else a))
+                    back[i] = row[i] * (chord if method == "fast_lin" else (1 if most > -least else a))
             row = back
         return None
 

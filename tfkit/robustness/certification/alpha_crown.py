@@ -1,12 +1,12 @@
 """alpha-CROWN: lower lines whose slopes are optimised by gradient ascent on the bound.
 
-Paper: Xu, Zhang, Wang, Wang, Jana, Lin, Hsieh. Fast and complete: enabling complete verification with rapid and massively
-parallel incomplete verifiers. ICLR 2021, https://arxiv.org/abs/2011.13824
+Paper: Xu, Zhang, Wang, Wang, Jana, Lin, Hsieh. Fast and complete: enabling complete verification with rapid and
+massively parallel incomplete verifiers. ICLR 2021, https://arxiv.org/abs/2011.13824
 
-Any slope between the least and the largest derivative is sound, so the bound holds after every step and the best of each
-row is kept. The slopes of the bound on the output are optimised for each of its rows; those behind each bound of an
-inner layer are shared by that layer's numbers, and optimised through the whole computation. Adam ascends, and the best
-slopes are where the search at the next radius starts.
+Any slope between the least and the largest derivative is sound, so the bound holds after every step and the best of
+each row is kept. The slopes of the bound on the output are optimised for each of its rows; those behind each bound of
+an inner layer are shared by that layer's numbers, and optimised through the whole computation. Adam ascends, and the
+best slopes are where the search at the next radius starts.
 
 Differs: activations other than ReLUs are optimised too, in the same way.
 """
@@ -175,9 +175,7 @@ class AlphaCrown(Method):
                 undecided = node.undecided(bounds.low[source], bounds.high[source])[:, None]
                 free = least[:, None] + slopes[f"out/{site}"] * (largest - least)[:, None]
                 own[site] = tf.where(undecided, free, bounds.lines[site].lower_slope[:, None])
-        return propagation.backward(
-            nodes, bounds, region, Row(network.last, coefficients=rows), setting, slopes=own
-        )[0]
+        return propagation.backward(nodes, bounds, region, Row(network.last, coefficients=rows), setting, slopes=own)[0]
 
     def _with_lines(
         self, network: Network, bounds: Bounds, slopes: dict[str, Tensor], prefix: str, until: int, setting: Any

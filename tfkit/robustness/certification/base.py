@@ -40,13 +40,6 @@ class Method(abc.ABC):
             (examples, rows); -inf where there is no bound.
         """
 
-    def check(self, network: Network, order: float) -> None:
-        """Refuses networks and norms that the method cannot deal with.
-
-        Raises:
-            ValueError: it cannot.
-        """
-
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
         return f"{type(self).__name__}({settings})"

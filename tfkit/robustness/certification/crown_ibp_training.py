@@ -1,10 +1,10 @@
 """CROWN-IBP: certified training with tighter bounds while epsilon is small.
 
-Paper: Zhang, Chen, Xiao, Gowal, Stanforth, Li, Boning, Hsieh. Towards stable and efficient training of verifiably robust
-neural networks. ICLR 2020, https://arxiv.org/abs/1906.06316
+Paper: Zhang, Chen, Xiao, Gowal, Stanforth, Li, Boning, Hsieh. Towards stable and efficient training of verifiably
+robust neural networks. ICLR 2020, https://arxiv.org/abs/1906.06316
 
-The margins of the loss are beta m_crown + (1 - beta) m_interval: those of one backward pass over interval bounds, and of
-intervals alone. Over the ramp beta falls from 1 to `beta`. The rest is interval bound training.
+The margins of the loss are beta m_crown + (1 - beta) m_interval: those of one backward pass over interval bounds, and
+of intervals alone. Over the ramp beta falls from 1 to `beta`. The rest is interval bound training.
 """
 
 from __future__ import annotations

@@ -96,9 +96,7 @@ class Dual(Method):
 
         history = []
         for number in range(1, self.steps + 2):
-            found, gradients = network.compiled(
-                ("dual", rows.shape[1], setting), step, region, bounds, shaped, values
-            )
+            found, gradients = network.compiled(("dual", rows.shape[1], setting), step, region, bounds, shaped, values)
             best = np.fmax(best, found.numpy())
             history.append(without_nan(best, valid))
             rate = self.learning_rate / (1 + 9 * number / (self.steps + 1))

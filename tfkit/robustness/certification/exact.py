@@ -11,8 +11,8 @@ and each maximum one binary a place. With the binaries left to [0, 1] this is th
 which bounds every method that relaxes neurons one by one.
 
 Differs: layers are put in as sparse matrices, found by sending unit vectors through them; the norms are L1 and Linf.
-HiGHS works to a feasibility tolerance of 1e-7, so the answers are not proven to the last digit, as certificates are: they
-are what the tests compare with.
+HiGHS works to a feasibility tolerance of 1e-7, so the answers are not proven to the last digit, as certificates are:
+they are what the tests compare with.
 """
 
 from __future__ import annotations

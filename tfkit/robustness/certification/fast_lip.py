@@ -1,14 +1,15 @@
 """Fast-Lip: a bound of the local Lipschitz constant, and the radius that follows from it.
 
-Paper: Weng, Zhang, Chen, Song, Hsieh, Boning, Dhillon, Daniel. Towards fast computation of certified robustness for ReLU
-networks. ICML 2018, https://arxiv.org/abs/1804.09699 (section 3.3)
+Paper: Weng, Zhang, Chen, Song, Hsieh, Boning, Dhillon, Daniel. Towards fast computation of certified robustness for
+ReLU networks. ICML 2018, https://arxiv.org/abs/1804.09699 (section 3.3)
 
 Within a ball, each derivative of an activation lies in a known range: for a ReLU 0 or 1 where the sign of its input is
 decided, either elsewhere. Intervals of the gradient of a margin g follow, and L, the largest dual norm in them. Then
 g(x + d) >= g(x) - L ||d|| for each x + d of the ball.
 
-Differs: the intervals go from the margin back to the input, over the margins only, where the paper goes forwards over all
-neurons; derivatives of any activation; the ranges of what activations read are CROWN's, the paper's are Fast-Lin's.
+Differs: the intervals go from the margin back to the input, over the margins only, where the paper goes forwards over
+all neurons; derivatives of any activation; the ranges of what activations read are CROWN's, the paper's are
+Fast-Lin's.
 """
 
 from __future__ import annotations
@@ -62,9 +63,7 @@ class FastLip(Method):
         return found[0].numpy(), found[1].numpy()
 
 
-def gradient_bound(
-    network: Network, bounds: Bounds, region: Ball, rows: Tensor, setting: Any
-) -> tuple[Tensor, Tensor]:
+def gradient_bound(network: Network, bounds: Bounds, region: Ball, rows: Tensor, setting: Any) -> tuple[Tensor, Tensor]:
     """The largest dual norm of the gradient of each row over each ball, and what rounding may add to a row's value.
 
     Args:

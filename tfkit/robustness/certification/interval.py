@@ -1,7 +1,7 @@
 """Interval bounds: a range for each number, layer by layer, the last one merged with the margins.
 
-Paper: Gowal, Dvijotham, Stanforth, Bunel, Qin, Uesato, Arandjelovic, Mann, Kohli. On the effectiveness of interval bound
-propagation for training verifiably robust models. 2018, https://arxiv.org/abs/1810.12715
+Paper: Gowal, Dvijotham, Stanforth, Bunel, Qin, Uesato, Arandjelovic, Mann, Kohli. On the effectiveness of interval
+bound propagation for training verifiably robust models. 2018, https://arxiv.org/abs/1810.12715
 
 Differs: over balls of L1 and L2 the layers before the first activation are bounded exactly, not over a box.
 """

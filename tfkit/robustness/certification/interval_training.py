@@ -1,7 +1,7 @@
 """Certified training: the loss is that of the worst outputs that interval bounds allow.
 
-Paper: Gowal, Dvijotham, Stanforth, Bunel, Qin, Uesato, Arandjelovic, Mann, Kohli. On the effectiveness of interval bound
-propagation for training verifiably robust models. 2018, https://arxiv.org/abs/1810.12715
+Paper: Gowal, Dvijotham, Stanforth, Bunel, Qin, Uesato, Arandjelovic, Mann, Kohli. On the effectiveness of interval
+bound propagation for training verifiably robust models. 2018, https://arxiv.org/abs/1810.12715
 
 loss = kappa CE(f(x), y) + (1 - kappa) CE(worst, y). The worst output has 0 at the class y and minus the lower bound of
 the margin e_y - e_j elsewhere, bounded through the last layer. First comes plain training (`warmup`), then, over `ramp`
@@ -132,7 +132,9 @@ class IntervalBoundTraining(keras.Model):
         loss = tf.reduce_mean(self.kappa * _entropy(y, logits) + (1 - self.kappa) * _entropy(tf.zeros_like(y), worst))
         return self._track(loss, y, logits, worst)
 
-    def _outputs(self, x: Tensor, y: Tensor, epsilon: Tensor, progress: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    def _outputs(
+        self, x: Tensor, y: Tensor, epsilon: Tensor, progress: Tensor, training: bool
+    ) -> tuple[Tensor, Tensor]:
         """The logits, and the worst ones with the right class at place 0."""
         x, y = tf.cast(x, tf.float32), tf.cast(tf.reshape(y, (-1,)), tf.int32)
         logits = self.model(x, training=training)

@@ -54,7 +54,9 @@ class Maximum(Node):
 
     def possible(self, low: Tensor, high: Tensor) -> Tensor:
         """Where a place can be the maximum."""
-        return self.valid & (high >= tf.reduce_max(tf.where(self.valid, low, -NEVER * tf.ones_like(low)), -2)[..., None, :])
+        return self.valid & (
+            high >= tf.reduce_max(tf.where(self.valid, low, -NEVER * tf.ones_like(low)), -2)[..., None, :]
+        )
 
     def lines(self, low: Tensor, high: Tensor) -> Lines:
         """Slopes of the input's shape, constants and error of the output's."""
@@ -74,8 +76,10 @@ class Maximum(Node):
         safe_low = tf.where(can_win, low, tf.zeros_like(low))
         constant = tf.where(alone, tf.zeros_like(level), level - tf.reduce_sum(slope * safe_low, -2, keepdims=True))
         reach = tf.where(self.valid, tf.maximum(tf.abs(low), tf.abs(high)), tf.zeros_like(low))
-        error = SAFETY * gamma(self.size + 64, UNIT64) * (
-            tf.abs(constant) + tf.reduce_sum((slope + best) * reach, -2, keepdims=True) + tf.abs(level)
+        error = (
+            SAFETY
+            * gamma(self.size + 64, UNIT64)
+            * (tf.abs(constant) + tf.reduce_sum((slope + best) * reach, -2, keepdims=True) + tf.abs(level))
         )
         squeeze = lambda value: tf.squeeze(value, -2)  # noqa: E731
         return Lines(best, tf.zeros_like(squeeze(constant)), slope, squeeze(constant), squeeze(error))

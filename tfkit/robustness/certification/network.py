@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 
 from tfkit.robustness.certification import propagation, reading
-from tfkit.robustness.certification.activations import Activation
 from tfkit.robustness.certification.nodes import Linear
 from tfkit.robustness.certification.propagation import Bounds, Row, Setting
 from tfkit.robustness.certification.region import Ball, Clip, ball, dual_norm
@@ -226,9 +225,7 @@ class Network:
         for start in range(0, order.shape[1], per_chunk):
             indices = order[:, start : start + per_chunk]
             least, largest = self.compiled(("refine", target, parallel, setting), function, region, bounds, indices)
-            np.put_along_axis(
-                flat_low, indices, np.maximum(np.take_along_axis(flat_low, indices, 1), least.numpy()), 1
-            )
+            np.put_along_axis(flat_low, indices, np.maximum(np.take_along_axis(flat_low, indices, 1), least.numpy()), 1)
             np.put_along_axis(
                 flat_high, indices, np.minimum(np.take_along_axis(flat_high, indices, 1), largest.numpy()), 1
             )
@@ -238,7 +235,9 @@ class Network:
         refined.high[target] = tf.constant(np.maximum(low, high))
         return refined
 
-    def lower(self, region: Ball, bounds: Bounds, rows: np.ndarray, setting: Setting, *, stop: bool = False) -> np.ndarray:
+    def lower(
+        self, region: Ball, bounds: Bounds, rows: np.ndarray, setting: Setting, *, stop: bool = False
+    ) -> np.ndarray:
         """Lower bounds of linear functions of the output.
 
         Args:

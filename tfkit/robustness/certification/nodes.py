@@ -30,7 +30,7 @@ def weight(variable: Any) -> Weight:
     return lambda dtype: tf.cast(tf.convert_to_tensor(variable), dtype)
 
 
-class Node(abc.ABC):
+class Node:
     """A step of a network.
 
     Attributes:
@@ -60,7 +60,7 @@ class Input(Node):
         super().__init__(name, (), shape)
 
 
-class Linear(Node):
+class Linear(Node, abc.ABC):
     """An affine function of one or several inputs: a linear part, and a constant.
 
     Attributes:

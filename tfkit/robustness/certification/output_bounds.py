@@ -74,7 +74,6 @@ def bounds(
     clip, arithmetic = check_clip(clip), network.graph.arithmetic or check_arithmetic(arithmetic)
     x = check_examples(x, network.graph.input_shape, clip)
     radii = check_epsilon(epsilon, len(x))
-    method.check(network, order)
     unit = np.eye(network.outputs)
     rows = np.broadcast_to(np.concatenate([unit, -unit]), (len(x), 2 * network.outputs, network.outputs))
     found = method.lower(network, network.problem(x, radii, order, clip, arithmetic), rows, {})

@@ -101,7 +101,11 @@ def advance(
             lines = node.lines(low[0], high[0]) if need_lines else None
             spread = None if lines is None else lines.error
         else:
-            lines = activation_lines(node, low[0], high[0], setting, slopes, (chosen or {}).get(position)) if need_lines else None
+            lines = (
+                activation_lines(node, low[0], high[0], setting, slopes, (chosen or {}).get(position))
+                if need_lines
+                else None
+            )
             one = tf.ones_like(low[0])
             spread = node.error(low[0], high[0], one, one, setting.arithmetic) if lines is None else lines.error
         if spread is not None:
@@ -124,9 +128,7 @@ def activation_lines(
     return node.lines(low, high, lower, upper, setting.arithmetic)
 
 
-def linear_range(
-    node: Linear, low: list[Tensor], high: list[Tensor], arithmetic: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def linear_range(node: Linear, low: list[Tensor], high: list[Tensor], arithmetic: str) -> tuple[Tensor, Tensor, Tensor]:
     """The range of a linear node over a box of its inputs, and its rounding error."""
     dtype = low[0].dtype
     centre = node.apply([(a + b) / 2 for a, b in zip(low, high, strict=True)])

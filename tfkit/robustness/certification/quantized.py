@@ -1,13 +1,13 @@
 """Certificates for exported int8 `.tflite` files: the file's own integers, and every rounding on the way.
 
-A tensor of integers q with scale s and zero point z stands for the numbers s (q - z). With these numbers an int8 network
-is a float network, up to roundings that are known from the file:
+A tensor of integers q with scale s and zero point z stands for the numbers s (q - z). With these numbers an int8
+network is a float network, up to roundings that are known from the file:
 
     input        clipped to the range of its integers, then rounded: half a step
     weights      the file's integers times its scales, exactly; so is the sum in 32 bits, biases included
     activations  sum times M = s_in s_w / s_out is rounded to a step of the output and clamped. A kernel may round twice
-                 (TFLite's own rounds at 31 bits, then by a shift) or compute the product in float32 (XNNPACK): the error
-                 stays below (1 + min(1, 2 M)) / 2 + 1/1000 steps.
+                 (TFLite's own rounds at 31 bits, then by a shift) or compute the product in float32 (XNNPACK): the
+                 error stays below (1 + min(1, 2 M)) / 2 + 1/1000 steps.
 
 Each rounding is one more perturbation of known size, as float rounding is elsewhere, and each clamp a pair of ReLUs. So
 all methods apply, and what they prove holds for the integers that any of these kernels computes.
@@ -52,7 +52,7 @@ def read_tflite(path: str | os.PathLike[str]) -> Graph:
     try:
         model = fb.ModelT.InitFromObj(fb.Model.GetRootAs(bytearray(content), 0))
         if len(model.subgraphs) != 1:
-            raise UnsupportedLayerError(f"{path}: has {len(model.subgraphs)} graphs; only files with one can be bounded.")
+            raise UnsupportedLayerError(f"{path}: has {len(model.subgraphs)} graphs; only one can be bounded.")
         return _Reader(fb, model, Path(path).name).read()
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: damaged .tflite file ({type(error).__name__}: {error})") from None
@@ -228,9 +228,15 @@ class _Reader:
         size, strides, padding = _pool(operation)
         index = int(operation.outputs[0])
         source = self.source(operation)
-        made = self.build.add(AveragePool(name, source, self.shape(index), size, strides, padding, self.build.shape(source)))
+        made = self.build.add(
+            AveragePool(name, source, self.shape(index), size, strides, padding, self.build.shape(source))
+        )
         return self.rounded(
-            name, made, index, self.scale(index)[0][0] * SEVERAL_ROUNDINGS, operation.builtinOptions.fusedActivationFunction
+            name,
+            made,
+            index,
+            self.scale(index)[0][0] * SEVERAL_ROUNDINGS,
+            operation.builtinOptions.fusedActivationFunction,
         )
 
     def add_mean(self, name: str, operation: Any) -> int:
@@ -250,7 +256,11 @@ class _Reader:
             raise UnsupportedLayerError(f"{self.name}: {name} adds shapes {sorted(shapes)}.")
         made = self.build.add(Sum(name, sources, shapes.pop(), (1, 1)))
         return self.rounded(
-            name, made, index, self.scale(index)[0][0] * SEVERAL_ROUNDINGS, operation.builtinOptions.fusedActivationFunction
+            name,
+            made,
+            index,
+            self.scale(index)[0][0] * SEVERAL_ROUNDINGS,
+            operation.builtinOptions.fusedActivationFunction,
         )
 
     def add_pad(self, name: str, operation: Any) -> int:
@@ -263,6 +273,10 @@ class _Reader:
 
 def _weight(values: np.ndarray | None) -> Any:
     return None if values is None else weight(values)
+
+
+def _fused(operation: Any) -> int:
+    return int(operation.builtinOptions.fusedActivationFunction)
 
 
 def _padding(options: Any) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from tfkit.internal import checks
 from tfkit.robustness.certification.base import Method, as_method
 from tfkit.robustness.certification.margins import check_classes, check_examples, margin_rows
-from tfkit.robustness.certification.network import Network, as_network
+from tfkit.robustness.certification.network import as_network
 from tfkit.robustness.certification.region import Clip, check_clip, norm_name, norm_order
 from tfkit.robustness.certification.rounding import check_arithmetic
 
@@ -107,10 +107,7 @@ def certified_radius(
     x = check_examples(x, network.graph.input_shape, clip)
     if network.outputs < 2:
         raise checks.error("model", "a classifier with at least two outputs", f"{network.outputs} output")
-    method.check(network, order)
-    labels = (
-        network.forward(x).argmax(1) if y is None else check_classes("y", y, len(x), network.outputs)
-    )
+    labels = network.forward(x).argmax(1) if y is None else check_classes("y", y, len(x), network.outputs)
     if targets is not None:
         targets = check_classes("targets", targets, len(x), network.outputs)
         if (targets == labels).any():

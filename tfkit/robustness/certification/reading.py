@@ -179,8 +179,9 @@ class Builder:
         """The error that names a layer."""
         return UnsupportedLayerError(
             f"Layer '{layer.name}' of type {type(layer).__name__} cannot be bounded{': ' + why if why else ''}. "
-            "Supported: Dense, convolutions, batch normalization, pooling, ReLU and its kin, sigmoid, tanh, GELU, SiLU, "
-            "ELU, softplus, add, subtract, concatenate, flatten, reshape, permute, padding, cropping, rescaling, dropout."
+            "Supported: Dense, convolutions, batch normalization, pooling, ReLU and its kin, sigmoid, tanh, GELU, "
+            "SiLU, ELU, softplus, add, subtract, concatenate, flatten, reshape, permute, padding, cropping, rescaling, "
+            "dropout."
         )
 
     # Pieces that several layers use.
@@ -215,7 +216,7 @@ class Builder:
             return self.clip(name, self.scale(name, source, weight(1 / 6), weight(0.5)), 0.0, 1.0)
         raise UnsupportedLayerError(
             f"The activation '{kind}' of layer '{name}' cannot be bounded. Supported: "
-            f"{', '.join(sorted([*FUNCTIONS, 'hard_sigmoid', 'leaky_relu', 'linear', 'relu6']))}, and softmax at the end."
+            f"{', '.join(sorted([*FUNCTIONS, 'hard_sigmoid', 'leaky_relu', 'linear', 'relu6']))}, softmax at the end."
         )
 
     def clip(self, name: str, source: int, low: float, high: float) -> int:
@@ -311,8 +312,8 @@ def add_dense(build: Builder, layer: Any, given: list[int]) -> int:
     shape = build.shape(given[0])
     # A getter, not the variable: a layer with LoRA or int8 weights computes its kernel.
     made = Dense(
-        layer.name, given[0], (*shape[:-1], layer.units), lambda dtype: tf.cast(tf.convert_to_tensor(layer.kernel), dtype),
-        _bias(layer), shape[-1],
+        layer.name, given[0], (*shape[:-1], layer.units),
+        lambda dtype: tf.cast(tf.convert_to_tensor(layer.kernel), dtype), _bias(layer), shape[-1],
     )  # fmt: skip
     return build.own_activation(layer, build.add(made))
 
@@ -326,7 +327,10 @@ def add_convolution(build: Builder, layer: Any, given: list[int]) -> int:
     padding = layer.padding
     if flat:  # A signal is an image of one row.
         if padding == "causal":
-            source, padding = add_padding(build, layer.name, source, ((rate[0] * (layer.kernel_size[0] - 1), 0),)), "valid"
+            source, padding = (
+                add_padding(build, layer.name, source, ((rate[0] * (layer.kernel_size[0] - 1), 0),)),
+                "valid",
+            )
         source = build.reshape(layer.name, source, (1, *build.shape(source)))
         strides, rate = (1, *strides), (1, *rate)
 
