@@ -25,6 +25,7 @@ from tfkit.export.runner import check_file
 from tfkit.export.sparse_storage import schema
 from tfkit.robustness.certification.nodes import AveragePool, Dense, Mean, Sum, weight
 from tfkit.robustness.certification.reading import Builder, Graph, UnsupportedLayerError, add_padding, max_pool
+from tfkit.robustness.certification.rounding import UNIT32
 
 #: Of a step: roundings in float32 of a number of 8 bits.
 FLOAT_SLACK = 1e-3
@@ -86,7 +87,11 @@ class _Reader:
             if add is None:
                 raise UnsupportedLayerError(f"{self.name}: operation {number}, {kind}, cannot be bounded.")
             self.places[int(operation.outputs[0])] = add(f"{number}_{kind.lower()}", operation)
-        graph = self.build.finish(self.places[int(self.graph.outputs[0])])
+        last = int(self.graph.outputs[0])
+        output = self.places[last]
+        if self.tensor(last).type == self.fb.TensorType.INT8 and self.build.softmax is None:
+            output = self.as_float("output", output, last)
+        graph = self.build.finish(output)
         return graph._replace(arithmetic="int8")
 
     # What a file says of a tensor.
@@ -178,7 +183,14 @@ class _Reader:
         return self.rounded(name, self.source(operation), index, step * (0.5 + 0.5 * min(1, 2 * ratio) + FLOAT_SLACK))
 
     def add_dequantize(self, name: str, operation: Any) -> int:
-        return self.source(operation)
+        return self.as_float(name, self.source(operation), int(operation.inputs[0]))
+
+    def as_float(self, name: str, position: int, index: int) -> int:
+        """Integers times their scale, in float32; behind a softmax, nothing that changes the order of classes."""
+        if self.build.softmax is not None:
+            return position
+        noise = 512 * UNIT32 * self.scale(index)[0][0]
+        return self.build.scale(name, position, None, noise=noise, terms=0)
 
     def add_reshape(self, name: str, operation: Any) -> int:
         return self.build.reshape(name, self.source(operation), self.shape(int(operation.outputs[0])))
