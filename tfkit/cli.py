@@ -17,6 +17,8 @@ import typer
 
 import tfkit
 from tfkit.commands import launch, retrieve
+from tfkit.commands import retrieve
+from tfkit.commands.certify import certify
 from tfkit.commands.common import (
     BAD_INPUT,
     BELOW_WHAT_WAS_ASKED,
@@ -57,6 +59,7 @@ app = typer.Typer(
 
 app.add_typer(retrieve.app, name="retrieve", no_args_is_help=True)
 app.command(name="launch", context_settings=launch.PASSES_ON)(launch.launch)
+app.command()(certify)
 
 
 def main() -> NoReturn:

@@ -1,0 +1,305 @@
+"""Certified radii beside auto_LiRPA, on the same weights, and certificates put to the test by attacks.
+
+    python benchmarks/peers/certification.py --peer-python PEER/bin/python --auto-lirpa CHECKOUT
+    python benchmarks/peers/certification.py --networks small_cnn mlp2_1024 --examples 100
+    python benchmarks/peers/certification.py --quick
+
+Networks as Fast-Lin counts them: m x [1024] has m layers, the last one the output. Trained on 10,000 digits of MNIST.
+For each norm both sides bound the margins at the same radii, in float64, in the same mode (`same-slope` is Fast-Lin,
+`adaptive` CROWN), on inputs that are not clipped; then each finds the radii of the whole batch in float32, to the same
+tolerance, on one thread. Times are of the processor, since other work shares the machine; making tfkit's graphs is
+part of them. Peers run in an environment of their own; one that is not installed is skipped by name. Every certified
+ball of the small networks is attacked: PGD with restarts, on the float32 network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1", OMP_NUM_THREADS="1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import common
+from benchmarks.common import say
+from benchmarks.networks import kept
+from tfkit import data
+from tfkit.robustness.certification import AlphaCrown, Network, certified_radius
+from tfkit.robustness.certification.base import as_method
+from tfkit.robustness.certification.margins import margin_rows
+from tfkit.robustness.certification.radius import FIRST
+
+LAYERS = keras.layers
+NETWORKS = ("mlp2_20", "small_cnn", "mlp2_1024", "mlp3_1024")
+NORMS: dict[str, float] = {"inf": np.inf, "2": 2.0, "1": 1.0}
+METHODS = ("fast_lin", "crown")
+TOLERANCE, ALPHA_STEPS = 1e-3, 20
+WORKER = Path(__file__).resolve().with_name("certification_lirpa.py")
+
+
+def network(name: str, digits: Any, epochs: int, cache: Path | None) -> keras.Model:
+    """A trained network; no layer has weights that the peer cannot be given."""
+
+    def make() -> keras.Model:
+        keras.utils.set_random_seed(0)
+        if name == "small_cnn":
+            body = [LAYERS.Conv2D(width, 4, strides=2, activation="relu") for width in (8, 16)]
+            body += [LAYERS.Flatten(), LAYERS.Dense(64, activation="relu")]
+        else:
+            depth, width = int(name[3]), int(name.split("_")[1])
+            body = [LAYERS.Flatten(), *(LAYERS.Dense(width, activation="relu") for _ in range(depth - 1))]
+        model = keras.Sequential([keras.Input((28, 28, 1)), *body, LAYERS.Dense(10)])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+        model.fit(digits.x_train, digits.y_train, batch_size=100, epochs=epochs, verbose=0)
+        return model
+
+    return kept(cache, f"{name}_{len(digits.x_train)}_{epochs}", make)
+
+
+def as_task(model: keras.Model, x: np.ndarray) -> dict[str, Any]:
+    """The network as arrays, in PyTorch's layouts."""
+    task: dict[str, Any] = {}
+    shape: tuple[int, ...] = (28, 28, 1)
+    flat = False
+    count = 0
+
+    def put(kind: str, **arrays: Any) -> None:
+        nonlocal count
+        task[f"{count}/kind"] = kind
+        task.update({f"{count}/{key}": value for key, value in arrays.items()})
+        count += 1
+
+    for layer in model.layers:
+        if isinstance(layer, LAYERS.Flatten):
+            put("flatten")
+            flat = True
+        elif isinstance(layer, LAYERS.Conv2D):
+            kernel = np.asarray(layer.kernel).transpose(3, 2, 0, 1)
+            put("conv", kernel=kernel, bias=np.asarray(layer.bias), stride=layer.strides[0])
+            shape = layer.output.shape[1:]
+        elif isinstance(layer, LAYERS.Dense):
+            kernel = np.asarray(layer.kernel)
+            if flat:  # Its inputs are channels last; the peer's image is channels first.
+                kernel = kernel.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(len(kernel), -1)
+                flat = False
+            put("dense", kernel=np.ascontiguousarray(kernel.T), bias=np.asarray(layer.bias))
+        if getattr(layer, "activation", None) is keras.activations.relu:
+            put("relu")
+    return {**task, "layers": count, "x": np.ascontiguousarray(x.transpose(0, 3, 1, 2))}
+
+
+def cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def peer(arguments: argparse.Namespace, task: dict[str, Any]) -> dict[str, Any]:
+    """Runs the peer on a task."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, answer = Path(folder) / "task.npz", Path(folder) / "answer.json"
+        np.savez(given, **task)
+        checkout = str(arguments.auto_lirpa.resolve()) if arguments.auto_lirpa else ""
+        environment = os.environ | {"PYTHONPATH": checkout, "OMP_NUM_THREADS": "1"}
+        command = [str(arguments.peer_python.absolute()), str(WORKER), str(given), str(answer)]
+        subprocess.run(command, check=True, env=environment, cwd=folder)
+        return json.loads(answer.read_text())
+
+
+def compare(name: str, model: keras.Model, x: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Margins, radii and times of both sides, by norm."""
+    ready = Network(model)
+    labels = ready.forward(x).argmax(1)
+    rows = margin_rows(labels, 10)
+    found: dict[str, Any] = {}
+    for norm, order in NORMS.items():
+        timed = METHODS if norm in arguments.timed else ()
+        ours: dict[str, Any] = {}
+        for method in METHODS:
+            wall, cpu = time.perf_counter(), cpu_seconds()
+            radii = certified_radius(model, x, labels, norm, method, TOLERANCE, arithmetic="real")
+            ours[method] = {
+                "mean_radius": float(radii.radius.mean()),
+                "seconds": time.perf_counter() - wall,
+                "cpu_seconds": cpu_seconds() - cpu,
+            }
+            if method == "fast_lin":
+                epsilon = 0.9 * radii.radius
+        alpha = norm == "inf" and name != "mlp3_1024"
+        if alpha:
+            count = min(len(x), arguments.alpha_examples)
+            radii = certified_radius(
+                model, x[:count], labels[:count], norm, AlphaCrown(ALPHA_STEPS), TOLERANCE, arithmetic="real"
+            )
+            ours["alpha_crown"] = {"mean_radius": float(radii.radius.mean()), "examples": count}
+        problem = ready.fresh().problem(x, epsilon, order, None, "real")
+        margins = {method: as_method(method).lower(ready, problem, rows, {}) for method in METHODS}
+        row: dict[str, Any] = {"tfkit": ours, "examples": len(x)}
+        if arguments.peer_python:
+            task = as_task(model, x)
+            task |= {"rows": rows, "norm": order, "epsilon": epsilon, "steps": ALPHA_STEPS, "tolerance": TOLERANCE}
+            task |= {"methods": " ".join(METHODS), "timed": " ".join(timed), "first": FIRST[order]}
+            theirs = peer(arguments, task)
+            if alpha:
+                part = {**task, "x": task["x"][:count], "rows": rows[:count], "epsilon": epsilon[:count],
+                        "methods": "alpha_crown", "timed": "alpha_crown"}  # fmt: skip
+                theirs |= peer(arguments, part)
+            row["versions"] = theirs.pop("versions")
+            row["auto_LiRPA"] = {}
+            for method, answer in theirs.items():
+                row["auto_LiRPA"][method] = {key: answer[key] for key in ("seconds", "cpu_seconds") if key in answer}
+                if "radii" in answer:
+                    row["auto_LiRPA"][method]["mean_radius"] = float(np.mean(answer["radii"]))
+                if method in margins:
+                    their = np.array(answer["margins"])
+                    row[f"{method}_difference"] = float(np.max(np.abs(margins[method] - their) / np.abs(their).mean()))
+        found[norm] = row
+        say(f"{name} {norm}: {json.dumps(row)}")
+    return found
+
+
+def attack(model: keras.Model, x: np.ndarray, labels: np.ndarray, radii: np.ndarray, order: float, seed: int) -> int:
+    """How many balls hold a point of another class that PGD finds: 20 steps from 3 random starts."""
+    generator = np.random.default_rng(seed)
+    inside = radii > 0
+    x, labels, radii = x[inside].astype(np.float64), labels[inside], radii[inside]
+    size = radii[:, None, None, None]
+    refuted = np.zeros(len(x), bool)
+    axes = (1, 2, 3)
+
+    def project(move: np.ndarray) -> np.ndarray:
+        if np.isinf(order):
+            return np.clip(move, -size, size)
+        length = (np.abs(move) ** order).sum(axes, keepdims=True) ** (1 / order)
+        return move * np.minimum(1, size / np.maximum(length, 1e-30))
+
+    @tf.function
+    def gradient(points: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch(points)
+            logits = model(points)
+            right = tf.gather(logits, labels, batch_dims=1)
+            other = tf.reduce_max(logits - 1e9 * tf.one_hot(labels, 10), 1)
+            loss = tf.reduce_sum(other - right)
+        return other - right, tape.gradient(loss, points)
+
+    for _ in range(3):
+        move = project(size * generator.normal(size=x.shape))
+        for step in range(20):
+            ahead, slope = gradient(tf.constant(x + move, tf.float32))
+            refuted |= ahead.numpy() > 0
+            slope = slope.numpy().astype(np.float64)
+            if np.isinf(order):
+                slope = np.sign(slope)
+            elif order == 2:
+                slope /= np.maximum(np.sqrt((slope**2).sum(axes, keepdims=True)), 1e-30)
+            else:  # The steepest coordinates.
+                flat = np.abs(slope).reshape(len(slope), -1)
+                most = np.partition(flat, -5)[:, -5][:, None, None, None]
+                slope = np.sign(slope) * (np.abs(slope) >= most) / 5
+            move = project(move + size * slope * (2.5 / 20 if step < 15 else 1.0))
+        refuted |= gradient(tf.constant(x + move, tf.float32))[0].numpy() > 0
+    return int(refuted.sum())
+
+
+def put_to_the_test(digits: Any, arguments: argparse.Namespace, epochs: int) -> dict[str, int]:
+    """Certifies and attacks many balls of the two small networks."""
+    attacked = refuted = 0
+    for name in ("mlp2_20", "small_cnn"):
+        model = network(name, digits, epochs, arguments.cache)
+        count = arguments.balls // (6 if name == "mlp2_20" else 12)
+        x = digits.x_test[:count]
+        labels = Network(model).forward(x).argmax(1)
+        methods = ("fast_lin", "crown") if name == "mlp2_20" else ("crown_ibp",)
+        for norm, order in NORMS.items():
+            for method in methods:
+                radii = certified_radius(model, x, labels, norm, method, TOLERANCE)
+                attacked += int((radii.radius > 0).sum())
+                refuted += attack(model, x, labels, radii.radius, order, attacked)
+                say(f"attacked {attacked}, refuted {refuted} ({name}, {norm}, {method})")
+    return {"balls_attacked": attacked, "refuted_certificates": refuted}
+
+
+def figures_of(results: dict[str, Any], tested: dict[str, int]) -> dict[str, float]:
+    rows = [row for found in results.values() for row in found.values()]
+    figures: dict[str, float] = dict(tested)
+    for method in METHODS:
+        differences = [row[f"{method}_difference"] for row in rows if f"{method}_difference" in row]
+        if differences:
+            figures[f"{method}_bound_relative_difference"] = max(differences)
+    ratios = [
+        row["tfkit"][method]["cpu_seconds"] / row["auto_LiRPA"][method]["cpu_seconds"]
+        for row in rows for method in METHODS if row.get("auto_LiRPA", {}).get(method, {}).get("cpu_seconds")
+    ]  # fmt: skip
+    if ratios:
+        figures["time_over_auto_lirpa"] = float(np.exp(np.mean(np.log(ratios))))
+        figures["time_over_auto_lirpa_worst"] = max(ratios)
+    alphas = [
+        row["tfkit"]["alpha_crown"]["mean_radius"] / row["auto_LiRPA"]["alpha_crown"]["mean_radius"]
+        for row in rows if "alpha_crown" in row.get("auto_LiRPA", {})
+    ]  # fmt: skip
+    if alphas:
+        figures["alpha_crown_radius_over_peer"] = min(alphas)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", type=Path, help="of the environment with auto_LiRPA")
+    parser.add_argument("--auto-lirpa", type=Path, help="a checkout, where it is not installed")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--timed", nargs="+", choices=list(NORMS), default=["inf"], help="norms whose search is timed")
+    parser.add_argument("--examples", type=int, default=100)
+    parser.add_argument("--alpha-examples", type=int, default=20)
+    parser.add_argument("--balls", type=int, default=12_000, help="that are attacked, about; 0: none")
+    parser.add_argument("--cache", type=Path, help="folder that keeps networks and finished rows")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=common.RESULTS / "certification_peers.json")
+    arguments = parser.parse_args()
+    digits, epochs = data.load("mnist5k" if arguments.quick else "mnist", validation=0), 1 if arguments.quick else 6
+    if arguments.quick:
+        arguments.networks, arguments.examples, arguments.alpha_examples, arguments.balls = ["mlp2_20"], 4, 2, 60
+    if arguments.peer_python is None:
+        say("auto_LiRPA: skipped, pass --peer-python")
+    say("decomon: skipped, it needs Keras 2" if not arguments.quick else "decomon: skipped")
+    results: dict[str, Any] = {}
+    if arguments.out.exists() and not arguments.quick:  # Networks may be measured one at a time.
+        results = json.loads(arguments.out.read_text())["results"]
+    tested = results.pop("attacks", {"balls_attacked": 0, "refuted_certificates": 0})
+
+    def write() -> None:
+        figures = figures_of(results, tested)
+        for key, value in figures.items():
+            say(f"{key}: {value:.3g}")
+        if not arguments.quick:
+            common.write_result(
+                arguments.out, figures, data={"name": digits.name, "train": len(digits.x_train), "epochs": epochs},
+                seeds=[0], results={**results, "attacks": tested}, skipped=["decomon"],
+                settings={"tolerance": TOLERANCE, "alpha_steps": ALPHA_STEPS, "clip": None, "arithmetic": "real"},
+                versions=common.versions("tensorflow", "keras", "numpy"),
+            )  # fmt: skip
+
+    for name in arguments.networks:
+        model = network(name, digits, epochs, arguments.cache)
+        results[name] = compare(name, model, digits.x_test[: arguments.examples], arguments)
+        write()
+    if arguments.balls:
+        tested = put_to_the_test(digits, arguments, epochs)
+        write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Bounds and radii by auto_LiRPA, in its own environment; `certification.py` starts this and reads what it prints.
+
+    python certification_lirpa.py task.npz answer.json
+
+The task holds the weights of a sequential network, examples, rows of margins and radii. Nothing of tfkit is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+import warnings
+from typing import Any
+
+warnings.filterwarnings("ignore")
+
+import auto_LiRPA  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from auto_LiRPA import BoundedModule, BoundedTensor  # noqa: E402
+from auto_LiRPA.perturbations import PerturbationLpNorm  # noqa: E402
+
+SLOPES = {"fast_lin": "same-slope", "crown": "adaptive", "alpha_crown": "adaptive"}
+
+
+def network(task: Any) -> torch.nn.Sequential:
+    """Builds the network from arrays layer0/kind, layer0/kernel and so on; images are (channels, height, width)."""
+    layers: list[torch.nn.Module] = []
+    for number in range(int(task["layers"])):
+        kind = str(task[f"{number}/kind"])
+        if kind == "relu":
+            layers.append(torch.nn.ReLU())
+        elif kind == "flatten":
+            layers.append(torch.nn.Flatten())
+        else:
+            kernel, bias = (torch.tensor(task[f"{number}/{name}"]) for name in ("kernel", "bias"))
+            if kind == "dense":
+                layer: Any = torch.nn.Linear(kernel.shape[1], kernel.shape[0])
+            else:
+                stride = int(task[f"{number}/stride"])
+                layer = torch.nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2], stride=stride)
+            layer.weight.data, layer.bias.data = kernel, bias
+            layers.append(layer)
+    return torch.nn.Sequential(*layers).eval()
+
+
+class Bounder:
+    """Lower bounds of margins at radii, one for each example."""
+
+    def __init__(self, task: Any, method: str, dtype: torch.dtype) -> None:
+        self.method, self.dtype = method, dtype
+        self.x = torch.tensor(task["x"], dtype=dtype)
+        self.rows = torch.tensor(task["rows"], dtype=dtype)
+        self.norm = float(task["norm"])
+        options: dict[str, Any] = {"activation_bound_option": SLOPES[method]}
+        options["optimize_bound_args"] = {"iteration": int(task["steps"]), "lr_alpha": 0.1, "early_stop_patience": 1000}
+        self.model = BoundedModule(network(task).to(dtype), self.x[:1], bound_opts=options, verbose=False)
+
+    def margins(self, chosen: np.ndarray, epsilon: np.ndarray) -> np.ndarray:
+        x = self.x[chosen]
+        radius = torch.tensor(epsilon, dtype=self.dtype).reshape(-1, *[1] * (x.dim() - 1))
+        if np.isinf(self.norm):
+            ball = PerturbationLpNorm(norm=np.inf, x_L=x - radius, x_U=x + radius)
+        else:
+            ball = PerturbationLpNorm(norm=self.norm, eps=radius.reshape(-1, 1))
+        name = "CROWN-Optimized" if self.method == "alpha_crown" else "CROWN"
+        bounded = BoundedTensor(x, ball)
+        optimised = self.method == "alpha_crown"
+        with torch.set_grad_enabled(optimised):
+            low, _ = self.model.compute_bounds(x=(bounded,), C=self.rows[chosen], method=name, bound_upper=False)
+        return low.detach().numpy().astype(np.float64)
+
+
+def radii(bounder: Bounder, count: int, first: float, tolerance: float) -> np.ndarray:
+    """Doubling, then bisection over the batch; finished examples leave."""
+    low, high = np.zeros(count), np.full(count, np.inf)
+    trial = np.full(count, first)
+    active = np.ones(count, bool)
+    while active.any():
+        chosen = np.flatnonzero(active)
+        good = bounder.margins(chosen, trial[chosen]).min(1) > 0
+        low[chosen[good]], high[chosen[~good]] = trial[chosen[good]], trial[chosen[~good]]
+        open_end = np.isinf(high)
+        active = open_end | (high - low > tolerance * np.where(open_end, 0, high))
+        active &= ~(high < 1e-6)
+        trial = np.where(open_end, 2 * low, (low + np.where(open_end, 0, high)) / 2)
+    return low
+
+
+def cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    task = np.load(sys.argv[1], allow_pickle=False)
+    answer: dict[str, Any] = {"versions": {"auto_LiRPA": auto_LiRPA.__version__, "torch": torch.__version__}}
+    everything = np.arange(len(task["x"]))
+    for method in str(task["methods"]).split():
+        # Its optimiser of slopes works in float32 only.
+        exact = Bounder(task, method, torch.float32 if method == "alpha_crown" else torch.float64)
+        answer[method] = {"margins": exact.margins(everything, task["epsilon"]).tolist()}
+        if method in str(task["timed"]).split():
+            plain = Bounder(task, method, torch.float32)
+            plain.margins(everything[:2], task["epsilon"][:2])
+            wall, cpu = time.perf_counter(), cpu_seconds()
+            found = radii(plain, len(everything), float(task["first"]), float(task["tolerance"]))
+            answer[method] |= {
+                "radii": found.tolist(), "seconds": time.perf_counter() - wall, "cpu_seconds": cpu_seconds() - cpu
+            }  # fmt: skip
+        print(method, answer[method].get("cpu_seconds"), file=sys.stderr, flush=True)
+    with open(sys.argv[2], "w") as file:
+        json.dump(answer, file)
+
+
+if __name__ == "__main__":
+    main()
