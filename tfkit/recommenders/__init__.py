@@ -1,0 +1,40 @@
+"""Recommenders: ratings, implicit events and sequences, judged by full rankings."""
+
+from __future__ import annotations
+
+from tfkit.recommenders.base import Recommender, RecommenderFileError
+from tfkit.recommenders.bpr import BPR
+from tfkit.recommenders.ease import EASE
+from tfkit.recommenders.evaluation import Evaluation, bootstrap_interval, evaluate, rating_metrics, sampled_metrics
+from tfkit.recommenders.ials import IALS
+from tfkit.recommenders.interactions import Interactions
+from tfkit.recommenders.item_knn import ItemKNN
+from tfkit.recommenders.matrix_factorization import BiasedMF, RatingALS, SVDPlusPlus
+from tfkit.recommenders.popularity import Popularity
+from tfkit.recommenders.splits import cold_start_split, k_fold, leave_one_out, random_split, temporal_split
+from tfkit.recommenders.warp import WARP
+
+__all__ = [
+    "BPR",
+    "EASE",
+    "IALS",
+    "WARP",
+    "BiasedMF",
+    "Evaluation",
+    "Interactions",
+    "ItemKNN",
+    "Popularity",
+    "RatingALS",
+    "Recommender",
+    "RecommenderFileError",
+    "SVDPlusPlus",
+    "bootstrap_interval",
+    "cold_start_split",
+    "evaluate",
+    "k_fold",
+    "leave_one_out",
+    "random_split",
+    "rating_metrics",
+    "sampled_metrics",
+    "temporal_split",
+]
