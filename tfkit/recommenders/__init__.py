@@ -11,13 +11,17 @@ from tfkit.recommenders.interactions import Interactions
 from tfkit.recommenders.item_knn import ItemKNN
 from tfkit.recommenders.matrix_factorization import BiasedMF, RatingALS, SVDPlusPlus
 from tfkit.recommenders.popularity import Popularity
+from tfkit.recommenders.sequential import BERT4Rec, GRU4Rec, SASRec
 from tfkit.recommenders.splits import cold_start_split, k_fold, leave_one_out, random_split, temporal_split
 from tfkit.recommenders.warp import WARP
 
 __all__ = [
+    "BERT4Rec",
     "BPR",
     "EASE",
+    "GRU4Rec",
     "IALS",
+    "SASRec",
     "WARP",
     "BiasedMF",
     "Evaluation",
