@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import tfkit
-from tfkit.commands import retrieve
+from tfkit.commands import recommend, retrieve
 from tfkit.commands.common import (
     BAD_INPUT,
     BELOW_WHAT_WAS_ASKED,
@@ -55,6 +55,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(recommend.app, name="recommend", no_args_is_help=True)
 app.add_typer(retrieve.app, name="retrieve", no_args_is_help=True)
 
 

@@ -19,17 +19,20 @@ from tfkit.recommenders import (
     RecommenderFileError,
     SASRec,
     SVDPlusPlus,
+    TwoTower,
     cold_start_split,
     evaluate,
+    export_bundle,
     k_fold,
     leave_one_out,
     random_split,
     rating_metrics,
+    search_bundle,
     temporal_split,
 )
 from tfkit.recommenders.evaluation import ranking_metrics
 from tfkit.recommenders.least_squares import solve_rows
-from tfkit.recommenders.sequential import position_loss
+from tfkit.recommenders.sequential import pad, position_loss
 
 SMALL = {"dimension": 8, "length": 6, "blocks": 1, "epochs": 1, "dropout": 0.0}
 MODELS = {
@@ -42,6 +45,7 @@ MODELS = {
     "mf": lambda: BiasedMF(3, epochs=2),
     "als": lambda: RatingALS(3, epochs=2),
     "svdpp": lambda: SVDPlusPlus(3, epochs=2),
+    "two-tower": lambda: TwoTower(4, (8,), mixed_negatives=4, hard_negatives=3, epochs=1, batch_size=64),
     "sasrec": lambda: SASRec(**SMALL),
     "gru4rec": lambda: GRU4Rec(**SMALL, loss="sampled_softmax", negatives=4),
     "bert4rec": lambda: BERT4Rec(**SMALL, loss="softmax"),
@@ -75,7 +79,9 @@ def test_recommend_save_and_load(name, log, tmp_path):
         model.save(tmp_path / "model.npz")
 
 
-@pytest.mark.parametrize("make", [lambda: BPR(8, epochs=60), lambda: WARP(8, epochs=30), lambda: IALS(4), lambda: EASE(5)])
+@pytest.mark.parametrize(
+    "make", [lambda: BPR(8, epochs=60), lambda: WARP(8, epochs=30), lambda: IALS(4), lambda: EASE(5)]
+)
 def test_groups_are_found(make, log):
     model = make().fit(log)
     ids = model.recommend(np.arange(40), 4).ids
@@ -157,7 +163,14 @@ def test_metrics_by_hand():
     truth = sp.csr_matrix(np.array([[0, 1, 0, 1, 1]], float))
     found = {name: values[0] for name, values in ranking_metrics(np.array([[3, 0, 1]]), truth, 3).items()}
     ideal = 1 + 1 / np.log2(3) + 0.5
-    expected = {"precision": 2 / 3, "recall": 2 / 3, "ndcg": 1.5 / ideal, "mrr": 1, "map": (1 + 2 / 3) / 3, "hit_rate": 1}
+    expected = {
+        "precision": 2 / 3,
+        "recall": 2 / 3,
+        "ndcg": 1.5 / ideal,
+        "mrr": 1,
+        "map": (1 + 2 / 3) / 3,
+        "hit_rate": 1,
+    }
     assert found == pytest.approx(expected)
 
 
@@ -209,6 +222,32 @@ def test_interactions():
     assert summed.ratings.tolist() == [5.0] and len(summed) == 1
     assert Interactions.from_arrays([0, 0], [1, 1], [2.0, 3.0], duplicates="last").ratings.tolist() == [3.0]
     assert Interactions.from_arrays([0, 0], [1, 1], [2.0, 3.0], duplicates="first").ratings.tolist() == [2.0]
+
+
+@pytest.mark.parametrize("name", ["ials", "two-tower", "gru4rec"])
+def test_bundle_answers_as_the_model(name, log, tmp_path):
+    model = MODELS[name]().fit(log)
+    export_bundle(model, tmp_path / "bundle")
+    query = pad([log.items_of(3)], 6) if name == "gru4rec" else 3
+    expected = model.recommend([3], 5, exclude_seen=False)
+    found = search_bundle(tmp_path / "bundle", query, 5)
+    np.testing.assert_allclose(found.scores, expected.scores[0], rtol=1e-3, atol=1e-5)
+    with pytest.raises(FileExistsError):
+        export_bundle(model, tmp_path / "bundle")
+
+
+def test_command(tmp_path, log):
+    from typer.testing import CliRunner
+
+    from tfkit.commands.recommend import app
+
+    rows = "".join(f"{u},{i}\n" for u, i in zip(log.users, log.items, strict=True))
+    (tmp_path / "log.csv").write_text("user,item\n" + rows)
+    run, table, model = CliRunner(), str(tmp_path / "log.csv"), str(tmp_path / "m.npz")
+    assert run.invoke(app, ["train", table, "--model", "ials", "-o", model]).exit_code == 0
+    assert run.invoke(app, ["export", model, "-o", str(tmp_path / "out")]).exit_code == 0
+    judged = run.invoke(app, ["evaluate", table, "--model", "ease", "--json"])
+    assert judged.exit_code == 0 and '"ndcg@10"' in judged.output
 
 
 def test_files(tmp_path, log):

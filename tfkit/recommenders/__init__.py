@@ -12,7 +12,9 @@ from tfkit.recommenders.item_knn import ItemKNN
 from tfkit.recommenders.matrix_factorization import BiasedMF, RatingALS, SVDPlusPlus
 from tfkit.recommenders.popularity import Popularity
 from tfkit.recommenders.sequential import BERT4Rec, GRU4Rec, SASRec
+from tfkit.recommenders.serving import export_bundle, search_bundle
 from tfkit.recommenders.splits import cold_start_split, k_fold, leave_one_out, random_split, temporal_split
+from tfkit.recommenders.two_tower import TwoTower
 from tfkit.recommenders.warp import WARP
 
 __all__ = [
@@ -32,13 +34,16 @@ __all__ = [
     "Recommender",
     "RecommenderFileError",
     "SVDPlusPlus",
+    "TwoTower",
     "bootstrap_interval",
     "cold_start_split",
     "evaluate",
+    "export_bundle",
     "k_fold",
     "leave_one_out",
     "random_split",
     "rating_metrics",
     "sampled_metrics",
+    "search_bundle",
     "temporal_split",
 ]

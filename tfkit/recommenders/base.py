@@ -242,7 +242,9 @@ def history_matrix(histories: Any, num_items: int) -> sp.csr_matrix:
         ValueError: an item is no number of one.
     """
     lengths = [len(history) for history in histories]
-    items = np.concatenate([np.asarray(history, np.int64) for history in histories]) if sum(lengths) else np.zeros(0, int)
+    items = (
+        np.concatenate([np.asarray(history, np.int64) for history in histories]) if sum(lengths) else np.zeros(0, int)
+    )
     if len(items) and (items.min() < 0 or items.max() >= num_items):
         raise checks.error("users", f"histories of items from 0 to {num_items - 1}", items)
     rows = np.repeat(np.arange(len(lengths)), lengths)

@@ -29,6 +29,8 @@ class PairwiseFactors(Recommender):
     dimension: int
     seed: int
     epochs: int
+    #: Factors start uniform in a range of this over this power of the dimension.
+    _start_scale, _start_power = 1.0, 1.0
 
     def _fit(self, interactions: Interactions) -> None:
         self.start(interactions)
@@ -39,7 +41,7 @@ class PairwiseFactors(Recommender):
         """Draws the factors; the last column is the items' bias, and a one for users."""
         self.seen = interactions.seen
         generator = np.random.default_rng(self.seed)
-        scale = 1 / self.dimension
+        scale = self._start_scale / self.dimension**self._start_power
         self.user_factors, self.item_factors = (
             generator.uniform(-scale / 2, scale / 2, (count, self.dimension + 1)).astype(np.float32)
             for count in self.seen.shape

@@ -185,7 +185,9 @@ def rating_metrics(predicted: Any, ratings: Any) -> dict[str, float]:
 def sampled_metrics(
     model: Any, training: Interactions, held_out: Interactions, k: int = 10, *, negatives: int = 100, seed: int = 0
 ) -> dict[str, float]:
-    """Returns NDCG and hit rate of each held-out item among sampled negatives; never to be compared with a full ranking.
+    """Returns NDCG and hit rate of each held-out item among sampled negatives.
+
+    Never compare them with a full ranking.
 
     Args:
         model: with `scores(users)`.

@@ -64,8 +64,8 @@ class Interactions:
                 with the sum of the ratings (the count of events, if there are none); "keep" keeps all, for sequences.
 
         Raises:
-            ValueError: lengths differ, there is no event, a rating or time is not finite, a label is unknown or missing,
-                or there are duplicates that may not be.
+            ValueError: lengths differ, there is no event, a rating or time is not finite, a label is unknown or
+                missing, or there are duplicates that may not be.
 
         >>> log = Interactions.from_arrays(["ann", "bob", "ann"], [7, 7, 3], times=[2, 1, 1])
         >>> log.items_of(0).tolist(), log.item_labels.tolist()

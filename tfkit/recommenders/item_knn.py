@@ -3,8 +3,8 @@
 Paper: Sarwar, Karypis, Konstan, Riedl. Item-based collaborative filtering recommendation algorithms. WWW 2001,
 https://doi.org/10.1145/371920.372071.
 
-Differs: implicit events; cosine similarity with a shrinkage that distrusts few common users (Ferrari Dacrema, Cremonesi,
-Jannach. Are we really making much progress? RecSys 2019, https://arxiv.org/abs/1907.06902).
+Differs: implicit events; cosine similarity with a shrinkage that distrusts few common users (Ferrari Dacrema,
+Cremonesi, Jannach. Are we really making much progress? RecSys 2019, https://arxiv.org/abs/1907.06902).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tfkit.recommenders.interactions import Interactions
 class ItemKNN(Recommender):
     """Scores an item by the similarities to those a user has taken.
 
-    s(i, j) = |U_i ∩ U_j| / (sqrt(|U_i| |U_j|) + shrinkage), zero on the diagonal, and only the largest of each column j,
-    the item that is scored.
+    s(i, j) = |U_i ∩ U_j| / (sqrt(|U_i| |U_j|) + shrinkage), zero on the diagonal, and only the largest of each column
+    j, the item that is scored.
 
     Args:
         neighbours: of each item.

@@ -1,4 +1,4 @@
-"""Biased matrix factorisation of ratings, by stochastic gradients, by least squares, and with implicit feedback (SVD++).
+"""Biased matrix factorisation: ratings by stochastic gradients, by least squares, and with implicit feedback (SVD++).
 
 Paper: Koren, Bell, Volinsky. Matrix factorization techniques for recommender systems. IEEE Computer 42(8), 2009,
 https://doi.org/10.1109/MC.2009.263; Koren. Factorization meets the neighborhood. KDD 2008,

@@ -174,7 +174,7 @@ class SequentialRecommender(Recommender):
         encoder = keras.Model(tokens, self._encode(tokens))
         network = SequenceNetwork(encoder, items, self.loss, self.negatives, self.calibration, self.seed)
         network.compile(keras.optimizers.Adam(self.learning_rate, beta_2=0.98))
-        network.build((None, self.length))
+        network(np.zeros((1, self.length), np.int32))
         return network
 
     def _fit(self, interactions: Interactions) -> None:

@@ -32,9 +32,7 @@ def random_split(
     return _parts(interactions, chosen)
 
 
-def k_fold(
-    interactions: Interactions, folds: int = 5, *, seed: int = 0
-) -> list[tuple[Interactions, Interactions]]:
+def k_fold(interactions: Interactions, folds: int = 5, *, seed: int = 0) -> list[tuple[Interactions, Interactions]]:
     """Returns (training, held-out) events of each fold; every event is held out once."""
     folds = checks.integer("folds", folds, 2, len(interactions))
     fold = np.random.default_rng(seed).permutation(len(interactions)) % folds

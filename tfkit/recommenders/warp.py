@@ -29,6 +29,8 @@ class WARP(PairwiseFactors):
         seed: of the start and of the draws.
     """
 
+    _start_power = 0.5  # Small factors would leave the bias alone to learn for long: steps are not scaled.
+
     def __init__(
         self,
         dimension: int = 64,

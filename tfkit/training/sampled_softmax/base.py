@@ -28,8 +28,8 @@ class Samples(NamedTuple):
 class Sampler:
     """Base of the samplers. A method writes `_build`, `_sample` and `probabilities`.
 
-    A sampler keeps what it needs of the classes' weights, so that probabilities are exact for that copy: after a change,
-    call `update` for some classes or `build` for all. A stale copy makes worse samples, never a wrong correction.
+    A sampler keeps what it needs of the classes' weights, so that probabilities are exact for that copy: after a
+    change, call `update` for some classes or `build` for all. A stale copy makes worse samples, never a wrong correction.
     """
 
     weights: np.ndarray
@@ -107,7 +107,11 @@ class Sampler:
 
     def _known(self, ids: Any) -> np.ndarray:
         rows = np.asarray(ids)
-        if rows.ndim != 1 or rows.dtype.kind not in "iu" or (len(rows) and (rows.min() < 0 or rows.max() >= len(self.weights))):
+        if (
+            rows.ndim != 1
+            or rows.dtype.kind not in "iu"
+            or (len(rows) and (rows.min() < 0 or rows.max() >= len(self.weights)))
+        ):
             raise checks.error("ids", f"classes from 0 to {len(self.weights) - 1}", rows)
         if len(np.unique(rows)) != len(rows):
             raise checks.error("ids", "there once each", rows)

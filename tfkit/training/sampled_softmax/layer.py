@@ -85,7 +85,9 @@ class SampledSoftmax(keras.layers.Layer):
             losses = ops.softplus(rest[:, None] - score)
         else:
             ids, logs = tf.numpy_function(
-                self._draw, [tf.stop_gradient(hidden), several, tf.convert_to_tensor(self.kernel)], (tf.int64, tf.float32)
+                self._draw,
+                [tf.stop_gradient(hidden), several, tf.convert_to_tensor(self.kernel)],
+                (tf.int64, tf.float32),
             )
             ids = tf.ensure_shape(ids, (None, self.samples))
             logs = tf.ensure_shape(logs, (None, self.samples))

@@ -1,7 +1,7 @@
 """The sampled softmax loss and its correction.
 
-A draw j stands for 1 / (m q_j) classes, m draws in all: log(m q_j) is taken off its logit (Bengio, Senécal 2008). A class
-drawn twice counts twice, which keeps the sum's expectation. Draws that are positives are masked.
+A draw j stands for 1 / (m q_j) classes, m draws in all: log(m q_j) is taken off its logit (Bengio, Senécal 2008). A
+class drawn twice counts twice, which keeps the sum's expectation. Draws that are positives are masked.
 """
 
 from __future__ import annotations

@@ -83,7 +83,20 @@ def node_value(sums, counts, node, query, bias):  # type: ignore[no-untyped-def]
 
 @kernels.kernel
 def draw(  # type: ignore[no-untyped-def]
-    sums, counts, features, block, leaf_queries, node_queries, bias, squared, positives, count, attempts, seed, ids, logs
+    sums,
+    counts,
+    features,
+    block,
+    leaf_queries,
+    node_queries,
+    bias,
+    squared,
+    positives,
+    count,
+    attempts,
+    seed,
+    ids,
+    logs,
 ):
     """Draws for each query, each draw down the tree by itself; a node's sum is computed once a query.
 
