@@ -4,8 +4,8 @@
     python benchmarks/papers/sampled_softmax.py --quick      # does it run?
 
 Bias: half the absolute difference between the softmax and the mean over draws of the sampled softmax's probabilities,
-on scores like those of matrix factorisation (norms of classes log-normal). Quality: cross-entropy, on held-out pairs, of a
-model of the next film given the last on MovieLens-1M, after the same steps with each number of samples.
+on scores like those of matrix factorisation (norms of classes log-normal). Quality: cross-entropy, on held-out pairs,
+of a model of the next film given the last on MovieLens-1M, after the same steps with each number of samples.
 Cost: processor time a draw of the kernel sampler.
 """
 

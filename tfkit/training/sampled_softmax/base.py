@@ -29,7 +29,8 @@ class Sampler:
     """Base of the samplers. A method writes `_build`, `_sample` and `probabilities`.
 
     A sampler keeps what it needs of the classes' weights, so that probabilities are exact for that copy: after a
-    change, call `update` for some classes or `build` for all. A stale copy makes worse samples, never a wrong correction.
+    change, call `update` for some classes or `build` for all. A stale copy makes worse samples, not a
+    wrong correction.
     """
 
     weights: np.ndarray
