@@ -48,7 +48,9 @@ class SequenceNetwork(keras.Model):
         """Returns the embeddings of all tokens, (items + 2, dimension)."""
         return self.encoder.get_layer("items").embeddings
 
-    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
         targets = ops.cast(y, "int32")
         valid = ops.cast(targets > 0, "float32")
         known = ops.maximum(targets, 1)
@@ -152,7 +154,8 @@ class SequentialRecommender(Recommender):
         )  # fmt: skip
         x = table(tokens)
         if positions:
-            x = _Positions(self.length)(x * float(self.dimension) ** 0.5)
+            numbers = ops.cumsum(ops.ones_like(tokens), axis=1) - 1
+            x = x * float(self.dimension) ** 0.5 + keras.layers.Embedding(self.length, self.dimension)(numbers)
         return keras.layers.Dropout(self.dropout)(x)
 
     def _attention(self, x: Any, causal: bool, padding: Any) -> Any:
@@ -250,24 +253,6 @@ class SequentialRecommender(Recommender):
         if not all(np.isfinite(weight).all() for weight in weights if weight.dtype.kind == "f"):
             raise RecommenderFileError("damaged: its weights are not finite")
         self.network.encoder.set_weights(weights)
-
-
-@keras.saving.register_keras_serializable(package="tfkit")
-class _Positions(keras.layers.Layer):
-    """Adds a learned vector for each position."""
-
-    def __init__(self, length: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.length = length
-
-    def build(self, input_shape: Any) -> None:
-        self.table = self.add_weight((self.length, input_shape[-1]), keras.initializers.RandomNormal(stddev=0.02))
-
-    def call(self, inputs: Any) -> Any:
-        return inputs + self.table
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "length": self.length}
 
 
 class SASRec(SequentialRecommender):

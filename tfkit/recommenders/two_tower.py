@@ -37,7 +37,9 @@ class TwoTowerNetwork(keras.Model):
         users, items = inputs
         return self.user_tower(users, training=training), self.item_tower(items, training=training)
 
-    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
         (_, items), (queries, vectors) = x, y_pred
         items = ops.cast(items, "int32")
         size = ops.shape(items)[0]
