@@ -204,7 +204,7 @@ def sampled_metrics(
         if not len(free):
             continue
         scores = np.asarray(model.scores(np.array([user])))[0]
-        for item in held_out.items_of(user):
+        for item in held_out.items_of(int(user)):
             rank = int((scores[generator.choice(free, negatives)] >= scores[item]).sum())
             hits += rank < k
             gains += 1 / np.log2(rank + 2) if rank < k else 0.0

@@ -230,9 +230,10 @@ class SequentialRecommender(Recommender):
         return super().recommend(users, k, **options)
 
     def _history_scores(self, histories: sp.csr_matrix) -> np.ndarray:
-        if getattr(self, "_ordered", None) is None:
+        ordered: Any = getattr(self, "_ordered", None)
+        if ordered is None:
             raise checks.error("users", "histories as lists, in the order of time", histories)
-        part = self._ordered[self._row : self._row + histories.shape[0]]
+        part = ordered[self._row : self._row + histories.shape[0]]
         self._row += histories.shape[0]
         return self.query_vectors(part) @ self.item_vectors().T
 
