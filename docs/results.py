@@ -68,6 +68,11 @@ SECTIONS: dict[str, About] = {
         "Hubara et al., <https://arxiv.org/abs/1609.07061>: weights and activations of 1, 2 and 4 bits. LeNet-5 with "
         f"batch normalization, {MNIST}; accuracy of the int8 files that hold these integers.",
     ),
+    "recommenders_peers": About(
+        "Recommenders beside implicit",
+        "MovieLens small; the same hyper-parameters on both sides, one thread, medians over rounds. The ratio of the "
+        "full ranking is implicit's time over ours; those of epochs are ours over implicit's.",
+    ),
     "relaxed_quantization": About(
         "Relaxed quantization",
         "Louizos et al., <https://arxiv.org/abs/1810.01875>, LeNet-5-Caffe at 8, 4 and 2 bits for weights and "

@@ -19,6 +19,7 @@ import tfkit
 from tfkit.commands import launch, retrieve
 from tfkit.commands import retrieve
 from tfkit.commands.certify import certify
+from tfkit.commands import recommend, retrieve
 from tfkit.commands.common import (
     BAD_INPUT,
     BELOW_WHAT_WAS_ASKED,
@@ -57,6 +58,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(recommend.app, name="recommend", no_args_is_help=True)
 app.add_typer(retrieve.app, name="retrieve", no_args_is_help=True)
 app.command(name="launch", context_settings=launch.PASSES_ON)(launch.launch)
 app.command()(certify)
