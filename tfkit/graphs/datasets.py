@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from tfkit.data import DataError
 from tfkit.data import npz as archives
 from tfkit.graphs.graph import Graph
+from tfkit.graphs.normalization import gcn_normalize
 from tfkit.internal import checks
 
 #: Name: whether its edges are directed, and where the graph is published.
@@ -139,3 +140,28 @@ def power_law_roles(nodes: int, attach: int = 3, *, seed: int = 0) -> Graph:
     graph = Graph.from_edges(edges, nodes, name="power law")
     ranks = np.argsort(np.argsort(graph.degrees, kind="stable"), kind="stable")
     return graph.with_(labels=(4 * ranks // nodes).astype(np.int32))
+
+
+def two_hop_quantiles(nodes: int, classes: int, degree: float, *, features: int = 16, seed: int = 0) -> Graph:
+    """Returns a random graph whose labels are quantiles of an average over all neighbours, so that each one counts.
+
+    With P the GCN's matrix, X Gaussian, and random matrices A and b, a node's label is the quantile of P relu(P X A) b:
+    what a GCN of two layers computes. Who sees few neighbours in training learns to distrust what the average says.
+
+    Args:
+        nodes: how many.
+        classes: quantiles.
+        degree: mean neighbours of a node.
+        features: dimensions of X.
+        seed: of everything.
+    """
+    graph = stochastic_block_model(nodes, 1, degree, seed=seed)
+    rng = np.random.default_rng([checks.integer("seed", seed, 0), 1])
+    x = rng.standard_normal((nodes, features), "float32")
+    matrix = gcn_normalize(graph.adjacency)
+    hidden = np.maximum(matrix @ x @ rng.standard_normal((features, 8), "float32"), 0)
+    score = (matrix @ hidden) @ rng.standard_normal(8, "float32")
+    ranks = np.argsort(np.argsort(score, kind="stable"), kind="stable")
+    labels = (checks.integer("classes", classes, 2) * ranks // nodes).astype(np.int32)
+    # Inputs of unit size after the first average, as features divided by their deviation would be.
+    return graph.with_(features=x * np.float32(np.sqrt(degree)), labels=labels, name="two-hop quantiles")

@@ -160,6 +160,7 @@ def train_nodes(
     epochs: int = 200,
     learning_rate: float = 0.01,
     patience: int | None = None,
+    window: int | None = None,
     restore: str = "val_loss",
     inputs: Any = None,
     optimizer: keras.optimizers.Optimizer | None = None,
@@ -172,6 +173,8 @@ def train_nodes(
         epochs: the most.
         learning_rate: of Adam.
         patience: epochs without a lower validation loss until it stops; None: never.
+        window: stops where the validation loss is above the mean of this many epochs before, as the authors of GCN do
+            with 10; None: never.
         restore: the model ends with the weights of the epoch that had the best "val_loss" or "val_accuracy" (of equals,
             the lower loss), or with the "last" ones.
         inputs: the tensors; None: those of `inputs_of`.
@@ -183,7 +186,7 @@ def train_nodes(
     epochs = checks.integer("epochs", epochs, 1)
     checks.choice("restore", restore, ("val_loss", "val_accuracy", "last"))
     validate = "val" in graph.splits
-    if not validate and (patience is not None or restore != "last"):
+    if not validate and (patience or window or restore != "last"):
         raise checks.error("graph", "with a split 'val'", sorted(graph.splits), 'Or set restore="last".')
     inputs = inputs_of(graph) if inputs is None else inputs
     step = compiled_step(model, graph, inputs, optimizer or keras.optimizers.Adam(learning_rate), validate)
@@ -204,7 +207,8 @@ def train_nodes(
         if restore != "last" and score < best:
             best, best_epoch, kept = score, epoch, [tf.identity(variable.value) for variable in variables]
         lowest, since = (found[1], 0) if found[1] < lowest else (lowest, since + 1)
-        if patience is not None and since >= patience:
+        before = [loss for loss, _ in val[-1 - window : -1]] if window and len(val) > window + 1 else []
+        if (patience is not None and since >= patience) or (before and found[1] > np.mean(before)):
             break
     if kept is None:
         best_epoch = len(losses) - 1
