@@ -3,12 +3,12 @@
     python benchmarks/papers/vr_gcn.py              # 5 seeds; half an hour on one core
     python benchmarks/papers/vr_gcn.py --quick      # one seed, few epochs: does it run?
 
-A GCN of two layers with the first propagation done beforehand, 2 sampled neighbours, on two graphs: Cora with the public
-split in batches of 20, and a stochastic block model of 10,000 nodes with 50 neighbours each and features so noisy that
-only many neighbours together tell the class, in batches of 500. Every estimator trains from the same weights for the same
-epochs on the same batches; accuracies are exact ones on the test nodes, after the epoch of the best validation accuracy.
-Variance and bias of the gradient are measured in the middle of training without dropout: of one batch, over many draws
-of its neighbours, beside the exact gradient. Needs $TFKIT_DATA.
+A GCN of two layers with the first propagation done beforehand, 2 sampled neighbours, on two graphs: Cora with the
+public split in batches of 20, and a stochastic block model of 10,000 nodes with 50 neighbours each and features so noisy
+that only many neighbours together tell the class, in batches of 500. Every estimator trains from the same weights for
+the same epochs on the same batches; accuracies are exact ones on the test nodes, after the epoch of the best validation
+accuracy. Variance and bias of the gradient are measured in the middle of training without dropout: of one batch, over many
+draws of its neighbours, beside the exact gradient. Needs $TFKIT_DATA.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ def train(setting: Setting, estimator: str, seed: int, epochs: int) -> dict[str,
     graph = setting.graph
     keras.utils.set_random_seed(seed)
     model = graphs.GCN(graph.num_classes, setting.hidden, dropout=setting.dropout, l2=setting.l2, seed=seed)
-    trainer = graphs.VRGCN(
-        model, graph, estimator=estimator, fanout=FANOUT, batch_size=setting.batch_size, seed=seed
-    )
+    trainer = graphs.VRGCN(model, graph, estimator=estimator, fanout=FANOUT, batch_size=setting.batch_size, seed=seed)
     val: list[float] = []
     test: list[float] = []
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from tfkit.graphs import embeddings
 from tfkit.graphs.convert import from_networkx, from_pyg, from_scipy, from_spektral, to_networkx, to_pyg_arrays
 from tfkit.graphs.datasets import load, power_law_roles, stochastic_block_model, two_hop_quantiles
+from tfkit.graphs.export import fixed_size, k_hop_batch, padded
 from tfkit.graphs.graph import Graph
 from tfkit.graphs.layers import (
     APPNP,
@@ -31,16 +33,6 @@ from tfkit.graphs.layers import (
 )
 from tfkit.graphs.normalization import add_self_loops, gcn_normalize, laplacian, row_normalize
 from tfkit.graphs.propagation import propagate, to_tensor
-from tfkit.graphs.training import (
-    GraphBatch,
-    History,
-    accuracy,
-    batch_graphs,
-    edge_scores,
-    full_batch,
-    inputs_of,
-    train_nodes,
-)
 from tfkit.graphs.sampling import (
     Batch,
     Block,
@@ -52,4 +44,79 @@ from tfkit.graphs.sampling import (
     ahead,
     partition,
 )
+from tfkit.graphs.training import (
+    GraphBatch,
+    History,
+    accuracy,
+    batch_graphs,
+    edge_scores,
+    full_batch,
+    inputs_of,
+    train_nodes,
+)
 from tfkit.graphs.vr_gcn import VRGCN, propagate_features
+
+__all__ = [
+    "embeddings",
+    "from_networkx",
+    "from_pyg",
+    "from_scipy",
+    "from_spektral",
+    "to_networkx",
+    "to_pyg_arrays",
+    "load",
+    "power_law_roles",
+    "stochastic_block_model",
+    "two_hop_quantiles",
+    "fixed_size",
+    "k_hop_batch",
+    "padded",
+    "Graph",
+    "APPNP",
+    "GAT",
+    "GCN",
+    "GCNII",
+    "GIN",
+    "SGC",
+    "DeepGCN",
+    "DropEdge",
+    "FeatureDropout",
+    "GATConv",
+    "GCNConv",
+    "GCNIIConv",
+    "GINConv",
+    "GraphLayer",
+    "GraphModel",
+    "GraphSAGE",
+    "JumpingKnowledge",
+    "PageRankPropagation",
+    "PairNorm",
+    "SAGEConv",
+    "SGCConv",
+    "unsupervised_loss",
+    "add_self_loops",
+    "gcn_normalize",
+    "laplacian",
+    "row_normalize",
+    "propagate",
+    "to_tensor",
+    "Batch",
+    "Block",
+    "ClusterSampler",
+    "LayerWiseSampler",
+    "NeighbourSampler",
+    "SaintSampler",
+    "Sampler",
+    "ahead",
+    "partition",
+    "GraphBatch",
+    "History",
+    "accuracy",
+    "batch_graphs",
+    "edge_scores",
+    "full_batch",
+    "inputs_of",
+    "train_nodes",
+    "VRGCN",
+    "propagate_features",
+]

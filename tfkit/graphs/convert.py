@@ -94,7 +94,9 @@ def from_pyg(data: Any) -> Graph:
         rest["features"] = _numpy(data.x)
     if getattr(data, "y", None) is not None:
         rest["labels"] = _numpy(data.y)
-    masks = {short: _numpy(getattr(data, long)) for long, short in _SPLITS.items() if getattr(data, long, None) is not None}
+    masks = {
+        short: _numpy(getattr(data, long)) for long, short in _SPLITS.items() if getattr(data, long, None) is not None
+    }
     return Graph.from_edges(
         pairs,
         int(data.num_nodes),

@@ -1,4 +1,4 @@
-"""The named graphs: Cora and Citeseer with the public split, BlogCatalog, Wiki; and synthetic ones of known structure."""
+"""The named graphs: Cora, Citeseer, BlogCatalog and Wiki; and synthetic ones of known structure."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def stochastic_block_model(
 ) -> Graph:
     """Returns an undirected graph of known communities, made in time linear in its edges.
 
-    Each of nodes * degree / 2 edges starts at a random node and ends, with chance `homophily`, at one of its class, else
-    anywhere.
+    Each of nodes * degree / 2 edges starts at a random node and ends, with chance `homophily`, at one of its class,
+    else anywhere.
 
     Args:
         nodes: how many.

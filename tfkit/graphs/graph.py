@@ -139,7 +139,8 @@ class Graph:
         """Returns (edges, 2) pairs (source, target); of an undirected graph each once, the lower id first."""
         matrix = self.adjacency.tocoo()
         pairs = np.stack([matrix.coords[1], matrix.coords[0]], axis=1).astype(np.int64)
-        return pairs if self.directed else pairs[pairs[:, 0] <= pairs[:, 1]]
+        pairs = pairs if self.directed else pairs[pairs[:, 0] <= pairs[:, 1]]
+        return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
     def undirected(self) -> Graph:
         """Returns the graph with every edge in both directions, with the larger of their weights."""

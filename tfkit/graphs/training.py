@@ -223,8 +223,8 @@ def compiled_step(
 ) -> Callable[[], Any]:
     """Returns a compiled function that does one optimizer step and gives (loss,) or (loss, val_loss, val_accuracy).
 
-    Losses are means of the cross-entropy over the nodes of the split. The model's regularizers are added in training and
-    in validation, as the authors of GCN do.
+    Losses are means of the cross-entropy over the nodes of the split. The model's regularizers are added in training
+    and in validation, as the authors of GCN do.
     """
     labels, mask = _targets(graph, "train")
     targets = {"train": (tf.constant(np.flatnonzero(mask)), tf.constant(labels[mask > 0]))}

@@ -3,8 +3,8 @@
 Paper: Chen, Zhu, Song. Stochastic training of graph convolutional networks with variance reduction. ICML 2018,
 https://arxiv.org/abs/1710.10568
 
-Differs: a batch's inner layers also compute the nodes of the layer above, which refreshes more histories; the exact test
-goes layer by layer over all nodes, which is the fixed point of the paper's repeated passes.
+Differs: a batch's inner layers also compute the nodes of the layer above, which refreshes more histories; the exact
+test goes layer by layer over all nodes, which is the fixed point of the paper's repeated passes.
 """
 
 from __future__ import annotations
@@ -257,7 +257,10 @@ class VRGCN:
         parts = [np.arange(start, min(start + size, total)) for start in range(0, total, size)]
         first, *rest = self.model.stack
         x = np.concatenate(
-            [_dense(first, propagate(rows_of(self.inputs, part), tf.convert_to_tensor(first.kernel))).numpy() for part in parts]
+            [
+                _dense(first, propagate(rows_of(self.inputs, part), tf.convert_to_tensor(first.kernel))).numpy()
+                for part in parts
+            ]
         )
         for position, layer in enumerate(rest):
             if keep and self.histories:

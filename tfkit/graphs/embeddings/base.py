@@ -6,10 +6,15 @@ import abc
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.linalg import eigh
 from scipy.sparse.linalg import eigsh, svds
 
 from tfkit.graphs.graph import Graph
 from tfkit.internal import checks
+
+#: Nodes up to which eigenpairs come from the whole matrix: many components have many eigenvalues of 1, over which an
+#: iteration takes longer.
+DENSE = 4000
 
 
 class Embedding(abc.ABC):
@@ -52,7 +57,9 @@ def symmetric(adjacency: sp.csr_array) -> sp.csr_array:
     return made
 
 
-def singular_factors(matrix: sp.sparray | np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def singular_factors(
+    matrix: sp.sparray | np.ndarray, rank: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns U, the singular values from the largest, and V of the best approximation; zeros beyond the matrix's size.
 
     Args:
@@ -82,8 +89,9 @@ def largest_eigenpairs(matrix: sp.csr_array, rank: int, seed: int) -> tuple[np.n
         seed: of the start vector.
     """
     size = matrix.shape[0]
-    if rank >= size - 1:
-        values, vectors = np.linalg.eigh(matrix.toarray())
+    if rank >= size - 1 or size <= DENSE:
+        first = max(0, size - rank)
+        values, vectors = eigh(matrix.toarray(), subset_by_index=(first, size - 1))
     else:
         values, vectors = eigsh(matrix, k=rank, which="LA", v0=np.random.default_rng(seed).standard_normal(size))
     order = np.argsort(-values)[:rank]

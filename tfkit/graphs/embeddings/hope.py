@@ -3,8 +3,8 @@
 Paper: Ou, Cui, Pei, Zhang, Zhu. Asymmetric transitivity preserving graph embedding. KDD 2016,
 https://doi.org/10.1145/2939672.2939751
 
-Differs: the truncated decomposition of (I - beta A)^-1 beta A is by products with a factorised sparse matrix and not by a
-generalised decomposition; it is of the same matrix.
+Differs: the truncated decomposition of (I - beta A)^-1 beta A is by products with a factorised sparse matrix and not by
+a generalised decomposition; it is of the same matrix.
 """
 
 from __future__ import annotations

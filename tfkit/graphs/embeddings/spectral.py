@@ -3,7 +3,8 @@
 Paper: Belkin, Niyogi. Laplacian eigenmaps for dimensionality reduction and data representation. Neural Computation
 15(6), 2003, https://doi.org/10.1162/089976603321780317
 
-Differs: eigenvectors of the normalised Laplacian may be scaled by a power of 1 - eigenvalue, which damps the rough ones.
+Differs: eigenvectors of the normalised Laplacian may be scaled by a power of 1 - eigenvalue, which damps the rough
+ones.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ class GraphLayer(keras.layers.Layer):
     """A layer on `(features, adjacency)`.
 
     `features` are (inputs, dimensions), dense or a `tf.SparseTensor`. The adjacency is (outputs, inputs), dense or a
-    `tf.SparseTensor`; in a whole graph it is square. In a sampled block the first `outputs` of the inputs are the output
-    nodes themselves.
+    `tf.SparseTensor`; in a whole graph it is square. In a sampled block the first `outputs` of the inputs are the
+    output nodes themselves.
 
     Args:
         units: output dimensions.
@@ -45,6 +45,13 @@ class GraphLayer(keras.layers.Layer):
         self._kernels = 0
         self.supports_jit = False  # XLA has no sparse products.
 
+    def _width(self, input_shape: Any) -> int:
+        """Returns the dimensions of the features, or raises if the layer was not given a pair."""
+        shapes = check_inputs(input_shape)
+        if not all(isinstance(shape, (tuple, list)) for shape in shapes[:2]):
+            raise checks.error("inputs", "(features, adjacency)", input_shape, "Pass both in one tuple.")
+        return int(shapes[0][-1])
+
     def _kernel(self, name: str, shape: tuple[int, ...]) -> Any:
         """Adds a matrix with the layer's initializer, of a seed of its own, and regularizer."""
         initializer = self.kernel_initializer
@@ -56,7 +63,9 @@ class GraphLayer(keras.layers.Layer):
         return self.add_weight(name=name, shape=shape, initializer=initializer, regularizer=self.kernel_regularizer)
 
     def _bias(self, width: int | None = None) -> Any:
-        return self.add_weight(name="bias", shape=(width or self.units,), initializer="zeros") if self.use_bias else None
+        return (
+            self.add_weight(name="bias", shape=(width or self.units,), initializer="zeros") if self.use_bias else None
+        )
 
     def _finish(self, x: tf.Tensor, bias: Any) -> tf.Tensor:
         return self.activation(x if bias is None else x + bias)

@@ -103,7 +103,8 @@ class JumpingKnowledge(keras.layers.Layer):
     """Joins the outputs of all layers, so that each node chooses how far it looks.
 
     Args:
-        mode: "concat"; "max", entry by entry; or "lstm", a weighted sum with weights of a bidirectional LSTM over depth.
+        mode: "concat"; "max", entry by entry; or "lstm", a weighted sum with weights of a bidirectional LSTM over
+            depth.
     """
 
     def __init__(self, mode: str = "concat", **kwargs: Any) -> None:

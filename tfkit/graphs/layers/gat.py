@@ -33,8 +33,8 @@ def edge_softmax(logits: tf.Tensor, rows: tf.Tensor, count: tf.Tensor) -> tf.Ten
 class GATConv(GraphLayer):
     """Attention: softmax over a node's neighbours of LeakyReLU(a_own . W x_i + a_other . W x_j), times W x_j.
 
-    Looks at which entries of the adjacency are stored and not at their weights. Give it self loops (`add_self_loops`), as
-    the paper has them.
+    Looks at which entries of the adjacency are stored and not at their weights. Give it self loops (`add_self_loops`),
+    as the paper has them.
 
     Args:
         units: output dimensions of each head.
@@ -64,7 +64,7 @@ class GATConv(GraphLayer):
         self.dropout = FeatureDropout(attention_dropout, seed=seed)
 
     def build(self, input_shape: Any) -> None:
-        self.kernel = self._kernel("kernel", (input_shape[0][-1], self.heads * self.units))
+        self.kernel = self._kernel("kernel", (self._width(input_shape), self.heads * self.units))
         self.own_attention = self._kernel("own_attention", (self.heads, self.units))
         self.other_attention = self._kernel("other_attention", (self.heads, self.units))
         self.bias = self._bias(self.units * (self.heads if self.concat else 1))
@@ -81,9 +81,7 @@ class GATConv(GraphLayer):
         joined = tf.concat(heads, axis=1) if self.concat else tf.add_n(heads) / self.heads
         return self._finish(joined, self.bias)
 
-    def _sparse(
-        self, x: tf.Tensor, own: tf.Tensor, other: tf.Tensor, adjacency: Any, training: Any
-    ) -> list[tf.Tensor]:
+    def _sparse(self, x: tf.Tensor, own: tf.Tensor, other: tf.Tensor, adjacency: Any, training: Any) -> list[tf.Tensor]:
         rows, columns = adjacency.indices[:, 0], adjacency.indices[:, 1]
         logits = tf.nn.leaky_relu(tf.gather(own, rows) + tf.gather(other, columns), self.negative_slope)
         weights = self.dropout(edge_softmax(logits, rows, adjacency.dense_shape[0]), training=training)

@@ -37,7 +37,7 @@ class GCNConv(GraphLayer):
     """
 
     def build(self, input_shape: Any) -> None:
-        self.kernel = self._kernel("kernel", (input_shape[0][-1], self.units))
+        self.kernel = self._kernel("kernel", (self._width(input_shape), self.units))
         self.bias = self._bias()
         self.built = True
 

@@ -40,7 +40,7 @@ class GCNIIConv(GraphLayer):
         self.theta = checks.number("theta", theta, 0)
 
     def build(self, input_shape: Any) -> None:
-        if input_shape[0][-1] != self.units:
+        if self._width(input_shape) != self.units:
             raise checks.error("units", f"the width of the inputs, {input_shape[0][-1]}", self.units)
         self.kernel = self._kernel("kernel", (self.units, self.units))
         self.bias = self._bias()

@@ -41,7 +41,7 @@ class GINConv(GraphLayer):
             initializer=keras.initializers.Constant(self.epsilon_start),
             trainable=self.train_epsilon,
         )
-        self.hidden_kernel = self._kernel("hidden_kernel", (input_shape[0][-1], self.units))
+        self.hidden_kernel = self._kernel("hidden_kernel", (self._width(input_shape), self.units))
         self.hidden_bias = self.add_weight(name="hidden_bias", shape=(self.units,), initializer="zeros")
         self.kernel = self._kernel("kernel", (self.units, self.units))
         self.bias = self._bias()

@@ -47,7 +47,7 @@ class SAGEConv(GraphLayer):
         self.lstm = keras.layers.LSTM(self.units, seed=seed) if aggregator == "lstm" else None
 
     def build(self, input_shape: Any) -> None:
-        width = input_shape[0][-1]
+        width = self._width(input_shape)
         self.self_kernel = self._kernel("self_kernel", (width, self.units))
         self.neighbour_kernel = self._kernel(
             "neighbour_kernel", (width if self.aggregator == "mean" else self.units, self.units)
@@ -79,7 +79,7 @@ class SAGEConv(GraphLayer):
             return tf.matmul(neighbour_max(pooled, adjacency), kernel)
         assert self.lstm is not None
         dense = tf.sparse.to_dense(features) if isinstance(features, tf.SparseTensor) else features
-        seed = self.generator.next() if training else None
+        seed = self.generator if training else None
         sequences, present = neighbour_sequences(dense, adjacency, seed)
         found = self.lstm(sequences, mask=present)
         # An LSTM without a step would still give its initial state through the mask: zeros, but say so.

@@ -33,7 +33,7 @@ class SGCConv(GraphLayer):
         self.k = checks.integer("k", k, 0)
 
     def build(self, input_shape: Any) -> None:
-        self.kernel = self._kernel("kernel", (input_shape[0][-1], self.units))
+        self.kernel = self._kernel("kernel", (self._width(input_shape), self.units))
         self.bias = self._bias()
         self.built = True
 

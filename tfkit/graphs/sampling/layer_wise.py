@@ -69,8 +69,6 @@ class LayerWiseSampler(Sampler):
         position[inputs] = np.arange(len(inputs))
         most = int((self.indptr[outputs + 1] - self.indptr[outputs]).sum())
         pairs, entries = np.empty((most, 2), np.int64), np.empty(most, np.int64)
-        count = kernels.rows_between(
-            self.indptr, self.indices, outputs, position, pairs[:, 0], pairs[:, 1], entries
-        )
+        count = kernels.rows_between(self.indptr, self.indices, outputs, position, pairs[:, 0], pairs[:, 1], entries)
         values = self.values[entries[:count]] * scales[pairs[:count, 1]]
         return Block(pairs[:count], values.astype("float32"), (len(outputs), len(inputs)))
