@@ -316,7 +316,7 @@ def _write_product(matrix: sp.csr_array, features: Any, path: Any, rows: int) ->
 
 
 def _sparse(indices: tf.Tensor, values: tf.Tensor, outputs: tf.Tensor, inputs: tf.Tensor) -> tf.SparseTensor:
-    return tf.SparseTensor(indices, values, tf.stack([outputs, tf.size(inputs, out_type="int64")]))
+    return tf.SparseTensor(indices, values, tf.stack([outputs, tf.size(inputs, out_type=tf.int64)]))
 
 
 def _dense(layer: Any, x: tf.Tensor) -> tf.Tensor:
