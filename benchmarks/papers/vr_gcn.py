@@ -59,7 +59,7 @@ def settings(quick: bool) -> dict[str, Setting]:
     quantiles = graphs.two_hop_quantiles(1000 if quick else 10_000, 3, 20, seed=0)
     return {
         "Cora": Setting(cora, 16, 20, 60, 0.5, 5e-4),
-        "quantiles": Setting(quantiles, 32, 1000, 200, 0.0, 0.0),
+        "quantiles": Setting(quantiles, 32, 1000, 300, 0.0, 0.0),
     }
 
 
