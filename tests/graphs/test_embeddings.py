@@ -7,6 +7,7 @@ import scipy.sparse as sp
 from tfkit import graphs
 from tfkit.graphs import embeddings
 from tfkit.graphs.embeddings import evaluation
+from tfkit.graphs.embeddings.base import subspace_factors
 from tfkit.graphs.embeddings.grarep import log_ratios
 from tfkit.graphs.embeddings.hope import spectral_radius
 
@@ -127,6 +128,16 @@ def test_eigenmaps_solve_their_equation(blocks):
         np.testing.assert_allclose(step @ vector, rate * vector, atol=1e-4)
     all_rates = np.sort(np.linalg.eigvals(step).real)[::-1]
     np.testing.assert_allclose(rate, all_rates[3], atol=1e-4)
+
+
+def test_subspace_iteration_finds_the_decomposition():
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(300, 60)))[0] for _ in range(2))
+    values = 0.8 ** np.arange(60)
+    matrix = (left * values) @ right.T
+    u, s, v = subspace_factors(matrix, 10, seed=1)
+    np.testing.assert_allclose(s, values[:10], rtol=1e-8)
+    np.testing.assert_allclose((u * s) @ v.T, (left[:, :10] * values[:10]) @ right[:, :10].T, atol=1e-8)
 
 
 def test_grarep_ratios():

@@ -77,10 +77,10 @@ def test_histories_take_variance_away(graph):
     spread = {}
     for estimator in ("cv", "sampling"):
         source = trainer(graph, estimator)
-        source.fit(5)
+        source.fit(20)
         found = [flat(source.gradients(*source.batch(targets, 1, draw))[1]) for draw in range(40)]
         spread[estimator] = np.var(found, axis=0).sum()
-    assert spread["cv"] < 0.3 * spread["sampling"]
+    assert spread["cv"] < 0.5 * spread["sampling"]
 
 
 def test_training_learns_repeats_and_predicts_as_the_model(graph):

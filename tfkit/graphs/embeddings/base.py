@@ -7,7 +7,7 @@ import abc
 import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import eigh
-from scipy.sparse.linalg import eigsh, svds
+from scipy.sparse.linalg import eigsh
 
 from tfkit.graphs.graph import Graph
 from tfkit.internal import checks
@@ -15,6 +15,8 @@ from tfkit.internal import checks
 #: Nodes up to which eigenpairs come from the whole matrix: many components have many eigenvalues of 1, over which an
 #: iteration takes longer.
 DENSE = 4000
+#: Rows or columns up to which a decomposition is the whole one.
+EXACT = 500
 
 
 class Embedding(abc.ABC):
@@ -65,19 +67,38 @@ def singular_factors(
     Args:
         matrix: sparse or dense.
         rank: vectors.
-        seed: of the start vector.
+        seed: of the start.
     """
-    most = min(matrix.shape) - 1
-    start = np.random.default_rng(seed).standard_normal(min(matrix.shape))
-    if rank > most:
+    smallest = min(matrix.shape)
+    if rank >= smallest or smallest <= EXACT:
         u, s, v = np.linalg.svd(matrix.toarray() if sp.issparse(matrix) else matrix, full_matrices=False)
+        u, s, v = u[:, :rank], s[:rank], v[:rank].T
     else:
-        u, s, v = svds(matrix, k=rank, v0=start)
-    order = np.argsort(-s)[:rank]
-    u, s, v = u[:, order], s[order], v[order].T
+        u, s, v = subspace_factors(matrix, rank, seed)
     missing = ((0, 0), (0, rank - len(s)))
     signs = np.where(u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])] < 0, -1.0, 1.0)
     return np.pad(u * signs, missing), np.pad(s, missing[1]), np.pad(v * signs, missing)
+
+
+def subspace_factors(
+    matrix: sp.sparray | np.ndarray, rank: int, seed: int, *, spare: int = 32, rounds: int = 10
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns U, the singular values and V by subspace iteration from a random start.
+
+    Args:
+        matrix: sparse or dense.
+        rank: vectors.
+        seed: of the start.
+        spare: vectors more than `rank` that are carried along.
+        rounds: products with the matrix and its transpose.
+    """
+    width = min(rank + spare, min(matrix.shape))
+    basis = np.random.default_rng(seed).standard_normal((matrix.shape[1], width)).astype(matrix.dtype)
+    for _ in range(rounds):
+        basis = np.linalg.qr(matrix.T @ np.linalg.qr(matrix @ basis)[0])[0]
+    left, triangle = np.linalg.qr(matrix @ basis)
+    u, s, v = np.linalg.svd(triangle)
+    return (left @ u)[:, :rank], s[:rank], (basis @ v.T)[:, :rank]
 
 
 def largest_eigenpairs(matrix: sp.csr_array, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

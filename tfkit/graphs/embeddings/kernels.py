@@ -217,8 +217,8 @@ def similarity_steps(indptr, indices, alpha, negatives, samples, rates, seed, em
     nodes, dimension = embedding.shape
     gradient = np.empty(dimension, np.float32)
     state = mix(np.uint64(seed))
-    # Noise-contrastive estimation: the bias is the log of how often noise gives a node.
-    noise = np.log(np.float64(negatives) / nodes)
+    # Biases as in the authors' program: without them a pair of no relation could not have the product 0.
+    biases = (np.log(np.float64(nodes)), np.log(np.float64(nodes) / negatives))
     for s in range(samples):
         rate = np.float32(rates[0] + (rates[1] - rates[0]) * s / samples)
         state = mix(state)
@@ -240,7 +240,8 @@ def similarity_steps(indptr, indices, alpha, negatives, samples, rates, seed, em
             total = np.float64(0.0)
             for d in range(dimension):
                 total += embedding[node, d] * embedding[other, d]
-            share = np.float32(rate * ((1.0 if turn == 0 else 0.0) - 1.0 / (1.0 + np.exp(noise - total))))
+            bias = biases[0] if turn == 0 else biases[1]
+            share = np.float32(rate * ((1.0 if turn == 0 else 0.0) - 1.0 / (1.0 + np.exp(bias - total))))
             for d in range(dimension):
                 gradient[d] += share * embedding[other, d]
                 embedding[other, d] += share * embedding[node, d]

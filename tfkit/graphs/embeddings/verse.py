@@ -45,7 +45,7 @@ class VERSE(Embedding):
     def _embed(self, adjacency: sp.csr_array) -> np.ndarray:
         nodes = adjacency.shape[0]
         rng = np.random.default_rng([self.seed, 3])
-        found = ((rng.random((nodes, self.dimension), "float32") - 0.5) / self.dimension).astype("float32")
+        found = rng.random((nodes, self.dimension), "float32") - np.float32(0.5)
         kernels.similarity_steps(
             np.asarray(adjacency.indptr, np.int64),
             np.asarray(adjacency.indices, np.int32),
