@@ -87,6 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--kin-seeds", type=int, default=3, help="seeds of the methods besides GCN")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(arguments)
     results: dict[str, Any] = {}
@@ -94,7 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
         graph = graphs.load(name)
         graph = graph.with_(features=graphs.row_normalize(graph.features))
         results[name] = {}
-        for key, method in METHODS.items():
+        for key in dict.fromkeys(["GCN", *options.methods]):
+            method = METHODS[key]
             count = 1 if options.quick else options.seeds if key == "GCN" else options.kin_seeds
             results[name][key] = measure(key, method, graph, range(count), options.quick)
     if options.quick:

@@ -149,7 +149,8 @@ class K3Node:
         self.edges, self.labels = torch.tensor(data["edge_index"]), torch.tensor(data["y"])
         self.train = torch.tensor(data["train"])
         classes = int(data["y"].max()) + 1
-        self.first, self.second = GCNConv(data["x"].shape[1], HIDDEN), GCNConv(HIDDEN, classes)
+        self.first = GCNConv(data["x"].shape[1], HIDDEN, cached=True)
+        self.second = GCNConv(HIDDEN, classes, cached=True)
         self.first(self.x, self.edges)
         self.second(torch.zeros((len(data["y"]), HIDDEN)), self.edges)
         self.optimizer = torch.optim.Adam(

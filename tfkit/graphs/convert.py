@@ -63,8 +63,7 @@ def to_networkx(graph: Graph) -> Any:
         (int(a), int(b), float(w)) for (a, b), w in zip(pairs, np.asarray(weights).ravel(), strict=True)
     )
     if graph.features is not None:
-        dense = graph.features.toarray() if sp.issparse(graph.features) else graph.features
-        networkx.set_node_attributes(made, dict(enumerate(dense)), "features")
+        networkx.set_node_attributes(made, dict(enumerate(_array(graph.features))), "features")
     if graph.labels is not None and graph.labels.ndim == 1:
         networkx.set_node_attributes(made, dict(enumerate(graph.labels.tolist())), "label")
     return made
@@ -117,13 +116,17 @@ def to_pyg_arrays(graph: Graph) -> dict[str, np.ndarray]:
         "edge_weight": np.array(matrix.data),
     }
     if graph.features is not None:
-        arrays["x"] = graph.features.toarray() if sp.issparse(graph.features) else np.array(graph.features)
+        arrays["x"] = _array(graph.features)
     if graph.labels is not None:
-        arrays["y"] = graph.labels.toarray() if sp.issparse(graph.labels) else np.array(graph.labels, np.int64)
+        arrays["y"] = _array(graph.labels).astype(np.int64)
     for long, short in _SPLITS.items():
         if short in graph.splits:
             arrays[long] = graph.mask(short).astype(bool)
     return arrays
+
+
+def _array(matrix: Any) -> np.ndarray:
+    return matrix.toarray() if sp.issparse(matrix) else np.array(matrix)
 
 
 def _numpy(tensor: Any) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -50,7 +51,7 @@ def load(name: str) -> Graph:
 
 
 def _graph(name: str, arrays: dict[str, np.ndarray], directed: bool) -> Graph:
-    rest: dict[str, object] = {"name": name}
+    rest: dict[str, Any] = {"name": name}
     nodes = int(arrays["num_nodes"]) if "num_nodes" in arrays else len(arrays["labels"])
     if "features_data" in arrays:
         shape = tuple(int(size) for size in arrays["features_shape"])

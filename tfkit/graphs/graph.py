@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 
 from tfkit.internal import checks
 
-Features = np.ndarray | sp.csr_array
+Features: TypeAlias = np.ndarray | sp.csr_array
 SELF_LOOPS = ("keep", "drop", "error")
 DUPLICATES = ("merge", "sum", "error")
 

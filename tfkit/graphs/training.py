@@ -67,13 +67,11 @@ def batch_graphs(graphs: Sequence[Graph], labels: Any = None) -> GraphBatch:
     owner = np.repeat(np.arange(len(graphs)), sizes)
     nodes = np.arange(len(owner))
     membership = sp.csr_array((np.ones(len(owner), "float32"), (owner, nodes)), shape=(len(graphs), len(owner)))
-    sparse = [sp.issparse(graph.features) for graph in graphs]
+    parts: list[Any] = [graph.features for graph in graphs]
     features = (
-        sp.vstack([graph.features for graph in graphs], format="csr")
-        if all(sparse)
-        else np.concatenate(
-            [graph.features.toarray() if sp.issparse(graph.features) else graph.features for graph in graphs]
-        )
+        sp.vstack(parts, format="csr")
+        if all(map(sp.issparse, parts))
+        else np.concatenate([part.toarray() if sp.issparse(part) else part for part in parts])
     )
     # A block of an empty graph has no row, which block_diag does not take.
     blocks = [graph.adjacency for graph in graphs if graph.num_nodes]

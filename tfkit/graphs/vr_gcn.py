@@ -100,7 +100,7 @@ class VRGCN:
             raise checks.error("graph", "with features and one class number a node", graph)
         if split not in graph.splits or not len(graph.splits[split]):
             raise checks.error("split", f"one of {sorted(graph.splits)}, with nodes", split)
-        self.model, self.graph = model, graph
+        self.model, self.graph, self.labels = model, graph, np.asarray(graph.labels)
         self.estimator = checks.choice("estimator", estimator, ESTIMATORS)
         self.batch_size = checks.integer("batch_size", batch_size, 1)
         self.prefetch = checks.integer("prefetch", prefetch, 1)
@@ -110,7 +110,7 @@ class VRGCN:
         if not model.built:
             model.build([(None, width), (None, None)])
         nodes = graph.splits[split]
-        if (graph.labels[nodes] < 0).any():
+        if (self.labels[nodes] < 0).any():
             raise checks.error("split", "without nodes that have no label", split)
         hops = model.settings["layers"] - 1
         draws = [None if estimator == "exact" else checks.integer("fanout", fanout, 1)] * hops
@@ -154,7 +154,7 @@ class VRGCN:
         """Draws the batch of `targets`; other `counters` give other draws."""
         hops: list[Hop] = []
         outputs = np.asarray(targets, np.int64)
-        labels = tf.constant(self.graph.labels[outputs])
+        labels = tf.constant(self.labels[outputs])
         for layer in range(len(self.sampler.fanouts) - 1, -1, -1):
             hop = self._hop(outputs, self.sampler.fanouts[layer], self.sampler._bits(*counters, layer))
             hops.append(hop)
@@ -275,7 +275,7 @@ class VRGCN:
     def accuracy(self, split: str = "test") -> float:
         """Returns the share of a split's nodes that are classified right, by `predict`."""
         nodes = self.graph.splits[split]
-        return float((self.predict(nodes).argmax(axis=1) == self.graph.labels[nodes]).mean())
+        return float((self.predict(nodes).argmax(axis=1) == self.labels[nodes]).mean())
 
 
 def propagate_features(graph: Graph, path: Any = None, rows: int = 65536) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -70,8 +71,9 @@ def singular_factors(
         seed: of the start.
     """
     smallest = min(matrix.shape)
+    held: Any = matrix
     if rank >= smallest or smallest <= EXACT:
-        u, s, v = np.linalg.svd(matrix.toarray() if sp.issparse(matrix) else matrix, full_matrices=False)
+        u, s, v = np.linalg.svd(held.toarray() if sp.issparse(held) else held, full_matrices=False)
         u, s, v = u[:, :rank], s[:rank], v[:rank].T
     else:
         u, s, v = subspace_factors(matrix, rank, seed)

@@ -96,7 +96,7 @@ class GIN(keras.Model):
             GINConv(hidden, activation="relu", kernel_initializer=keras.initializers.GlorotUniform(own[i]))
             for i in range(layers)
         ]
-        self.norms = [keras.layers.BatchNormalization() for _ in range(layers)]
+        self.norms = [keras.layers.BatchNormalization(momentum=0.9) for _ in range(layers)]
         self.dropout = FeatureDropout(dropout, seed=own[-2])
         self.head = keras.layers.Dense(classes, kernel_initializer=keras.initializers.GlorotUniform(own[-1]))
 
