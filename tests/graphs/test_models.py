@@ -149,3 +149,20 @@ def test_an_edge_task_learns(blocks, inputs):
         optimizer.apply(tape.gradient(loss, [v.value for v in variables]), variables)
         losses.append(float(loss))
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["neighbour", "cluster"])
+def test_sampled_batches_train_through_fit(kind, blocks):
+    nodes = blocks.splits["train"]
+    if kind == "neighbour":
+        model = graphs.GraphSAGE(3, 8, seed=0)
+        sampler = graphs.NeighbourSampler(blocks, [3, 3], 40, nodes)
+        inputs = graphs.inputs_of(blocks, None)
+    else:
+        model = graphs.GCN(3, 8, dropout=0.0, seed=0)
+        sampler = graphs.ClusterSampler(graphs.gcn_normalize(blocks.adjacency), 6, 2, nodes)
+        inputs = graphs.inputs_of(blocks)
+    data = graphs.sampled_dataset(sampler, blocks)
+    model.compile(keras.optimizers.Adam(0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(data, epochs=6, verbose=0)
+    assert graphs.accuracy(model, blocks, "test", inputs) > 0.8

@@ -43,6 +43,7 @@ from tfkit.graphs.sampling import (
     Sampler,
     ahead,
     partition,
+    sampled_dataset,
 )
 from tfkit.graphs.training import (
     GraphBatch,
@@ -109,6 +110,7 @@ __all__ = [
     "Sampler",
     "ahead",
     "partition",
+    "sampled_dataset",
     "GraphBatch",
     "History",
     "accuracy",

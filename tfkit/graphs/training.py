@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -252,16 +251,3 @@ def compiled_step(
         return loss, loss_of(logits, "val"), tf.reduce_mean(tf.cast(right, "float32"))
 
     return step
-
-
-def minibatches(batches: Callable[[], Any], epochs: int = 1, prefetch: int = 4) -> Any:
-    """Yields the batches of several epochs, made ahead in a thread of their own.
-
-    Args:
-        batches: gives an iterable of one epoch's batches.
-        epochs: how many.
-        prefetch: batches that wait at most.
-    """
-    from tfkit.graphs.sampling.pipeline import ahead
-
-    return ahead(itertools.chain.from_iterable(batches() for _ in range(epochs)), prefetch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tfkit.graphs.sampling.blocks import Batch, Block, Sampler
 from tfkit.graphs.sampling.cluster_gcn import ClusterSampler, partition
+from tfkit.graphs.sampling.dataset import sampled_dataset
 from tfkit.graphs.sampling.graph_saint import SaintSampler
 from tfkit.graphs.sampling.layer_wise import LayerWiseSampler
 from tfkit.graphs.sampling.neighbour import NeighbourSampler
@@ -19,4 +20,5 @@ __all__ = [
     "Sampler",
     "ahead",
     "partition",
+    "sampled_dataset",
 ]
