@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from tfkit import compression
+from tfkit import compression, graphs
 from tfkit.compression import fake_quantize, low_precision, pruning, relaxed_quantization
 
 
@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
 
 #: Public modules, whose `__all__` is the public interface.
-MODULES = ("tfkit.compression", "tfkit.data", "tfkit.export", "tfkit.models")
+MODULES = ("tfkit.compression", "tfkit.data", "tfkit.export", "tfkit.graphs", "tfkit.graphs.embeddings", "tfkit.models")
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -73,6 +73,8 @@ LAYERS: dict[str, Row] = {
         lambda: relaxed_quantization.RelaxedQuantizeActivation(4, noise=0.2)
     ),
     "tfkit.compression.fake_quantize.FakeQuantize": Row(lambda: fake_quantize.FakeQuantize(minimum=-1.0, maximum=2.0)),
+    "tfkit.graphs.FeatureDropout": Row(lambda: graphs.FeatureDropout(0.3, seed=1)),
+    "tfkit.graphs.PairNorm": Row(lambda: graphs.PairNorm(0.5, individually=True)),
 }
 
 #: Results, errors, base classes and what reads a file: tested where they are made.
@@ -111,6 +113,48 @@ OTHERS: set[str] = {
     "tfkit.export.RunnerError",
     "tfkit.export.SparsifyError",
     "tfkit.export.SparsifyResult",
+    # Graph layers take pairs, and are saved and loaded in tests/graphs.
+    "tfkit.graphs.APPNP",
+    "tfkit.graphs.Batch",
+    "tfkit.graphs.Block",
+    "tfkit.graphs.ClusterSampler",
+    "tfkit.graphs.DeepGCN",
+    "tfkit.graphs.DropEdge",
+    "tfkit.graphs.GAT",
+    "tfkit.graphs.GATConv",
+    "tfkit.graphs.GCN",
+    "tfkit.graphs.GCNConv",
+    "tfkit.graphs.GCNII",
+    "tfkit.graphs.GCNIIConv",
+    "tfkit.graphs.GIN",
+    "tfkit.graphs.GINConv",
+    "tfkit.graphs.Graph",
+    "tfkit.graphs.GraphBatch",
+    "tfkit.graphs.GraphLayer",
+    "tfkit.graphs.GraphModel",
+    "tfkit.graphs.GraphSAGE",
+    "tfkit.graphs.History",
+    "tfkit.graphs.JumpingKnowledge",
+    "tfkit.graphs.LayerWiseSampler",
+    "tfkit.graphs.NeighbourSampler",
+    "tfkit.graphs.PageRankPropagation",
+    "tfkit.graphs.SAGEConv",
+    "tfkit.graphs.SGC",
+    "tfkit.graphs.SGCConv",
+    "tfkit.graphs.SaintSampler",
+    "tfkit.graphs.Sampler",
+    "tfkit.graphs.VRGCN",
+    "tfkit.graphs.embeddings.DeepWalk",
+    "tfkit.graphs.embeddings.Embedding",
+    "tfkit.graphs.embeddings.F1",
+    "tfkit.graphs.embeddings.GraRep",
+    "tfkit.graphs.embeddings.HOPE",
+    "tfkit.graphs.embeddings.LINE",
+    "tfkit.graphs.embeddings.LaplacianEigenmaps",
+    "tfkit.graphs.embeddings.LinkSplit",
+    "tfkit.graphs.embeddings.NetMF",
+    "tfkit.graphs.embeddings.Node2Vec",
+    "tfkit.graphs.embeddings.VERSE",
 }
 
 
