@@ -4,9 +4,9 @@ Paper: Madry, Makelov, Schmidt, Tsipras, Vladu. Towards deep learning models res
 arXiv 1706.06083, https://arxiv.org/abs/1706.06083, equation 2.1: min over the weights of the mean of the largest loss
 within the ball.
 
-Differs: the radius may grow over the first steps, without which a small network at a large radius can stay at chance; the
-loss may keep a share of the clean loss. Examples are crafted against the network as it predicts (dropout off, batch
-normalization by its moving averages), so that crafting changes no state.
+Differs: the radius may grow over the first steps, without which a small network at a large radius can stay at chance;
+the loss may keep a share of the clean loss. Examples are crafted against the network as it predicts (dropout off,
+batch normalization by its moving averages), so that crafting changes no state.
 """
 
 from __future__ import annotations
@@ -147,6 +147,11 @@ class AdversarialTraining(keras.Model):
             jit_compile = bool(tf.config.list_physical_devices("GPU")) and "auto"
         super().compile(*args, jit_compile=jit_compile, **kwargs)
         self.adversarial_metrics.copy(self._compile_metrics)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        # Keras does this itself only where `compile` is its own.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)

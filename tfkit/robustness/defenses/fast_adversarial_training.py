@@ -33,12 +33,12 @@ class FastAdversarialTraining(AdversarialTraining):
         **settings: see `AdversarialTraining`; `steps` is 1.
     """
 
-    def __init__(
-        self, model: keras.Model, epsilon: float, *, step_size: float | None = None, **settings: Any
-    ) -> None:
+    def __init__(self, model: keras.Model, epsilon: float, *, step_size: float | None = None, **settings: Any) -> None:
         if settings.pop("steps", 1) != 1:
             raise checks.error("steps", "1 in fast training", settings, "Use `AdversarialTraining` for more.")
-        super().__init__(model, epsilon, steps=1, step_size=STEP * epsilon if step_size is None else step_size, **settings)
+        super().__init__(
+            model, epsilon, steps=1, step_size=STEP * epsilon if step_size is None else step_size, **settings
+        )
 
 
 class CatastrophicOverfitting(keras.callbacks.Callback):
@@ -82,9 +82,7 @@ class CatastrophicOverfitting(keras.callbacks.Callback):
             seed = tf.constant([self.seed, 1])
             start = self.x + perturbation.random_start(tf.shape(self.x), model.epsilon, model.norm, seed)
             step = 2.5 * model.epsilon / self.steps
-            found = perturbation.ascend(
-                loss, self.x, start, model.epsilon, step, self.steps, model.norm, model.bounds
-            )
+            found = perturbation.ascend(loss, self.x, start, model.epsilon, step, self.steps, model.norm, model.bounds)
             right = tf.argmax(model.model(found, training=False), axis=-1, output_type=self.y.dtype) == self.y
             return tf.reduce_mean(tf.cast(right, tf.float32))
 
@@ -108,6 +106,6 @@ class CatastrophicOverfitting(keras.callbacks.Callback):
             self.model.stop_training = True
             warnings.warn(
                 f"The accuracy under PGD fell from {100 * self.best:.1f} % to {100 * reached:.1f} %: catastrophic "
-                "overfitting. Training stopped, and the weights from before are back. Use a smaller step, or more steps.",
+                "overfitting. Training stopped, and the weights from before are back. Use a smaller step, or more.",
                 stacklevel=2,
             )

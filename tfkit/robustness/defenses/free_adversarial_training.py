@@ -62,7 +62,9 @@ class FreeAdversarialTraining(AdversarialTraining):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         count, epsilon = tf.shape(x)[0], self.current_epsilon()
         step = epsilon if self.step_size is None else tf.constant(self.step_size)
-        with tf.control_dependencies([tf.debugging.assert_less_equal(count, self._rows, "A batch exceeds batch_size.")]):
+        with tf.control_dependencies(
+            [tf.debugging.assert_less_equal(count, self._rows, "A batch exceeds batch_size.")]
+        ):
             delta = tf.identity(self.delta.value)[:count]
         clean = self.model(x, training=False)
         for _ in range(self.replays):
@@ -74,7 +76,9 @@ class FreeAdversarialTraining(AdversarialTraining):
                 scaled = self.optimizer.scale_loss(value)
             weights = self.trainable_variables
             slope, gradients = tape.gradient(scaled, (points, [weight.value for weight in weights]))
-            delta = perturbation.project(points - x + step * perturbation.steepest(slope, self.norm), epsilon, self.norm)
+            delta = perturbation.project(
+                points - x + step * perturbation.steepest(slope, self.norm), epsilon, self.norm
+            )
             self.optimizer.apply(gradients, weights)
         self.delta.assign(tf.concat([delta, self.delta.value[count:]], axis=0))
         return self._logs(x, y, sample_weight, value, clean, predicted)

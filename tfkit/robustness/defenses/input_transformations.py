@@ -1,9 +1,9 @@
 """Input transformations: a warning example. They hide the gradient, and do not make a network robust.
 
 Paper: Xu, Evans, Qi. Feature squeezing: detecting adversarial examples in deep neural networks. NDSS 2018,
-https://arxiv.org/abs/1704.01155 (bit depth, median filter). Athalye, Carlini, Wagner. Obfuscated gradients give a false
-sense of security. ICML 2018, https://arxiv.org/abs/1802.00420, section 4.1 (BPDA: in the backward pass the identity stands
-for the transformation, and the defense is gone).
+https://arxiv.org/abs/1704.01155 (bit depth, median filter). Athalye, Carlini, Wagner. Obfuscated gradients give a
+false sense of security. ICML 2018, https://arxiv.org/abs/1802.00420, section 4.1 (BPDA: in the backward pass the
+identity stands for the transformation, and the defense is gone).
 """
 
 from __future__ import annotations

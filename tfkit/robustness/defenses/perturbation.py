@@ -97,5 +97,7 @@ def ascend(
         return step + 1, inside(points + step_size * steepest(tape.gradient(value, points), norm))
 
     start = inside(start)
-    found = tf.while_loop(lambda step, _: step < steps, body, (0, start), shape_invariants=(tf.TensorShape([]), x.shape))
+    found = tf.while_loop(
+        lambda step, _: step < steps, body, (0, start), shape_invariants=(tf.TensorShape([]), x.shape)
+    )
     return tf.stop_gradient(found[1])

@@ -1,12 +1,12 @@
 """Random self-ensemble (RSE): noise before every convolution, in training and in use, and the mean of several draws.
 
 Paper: Liu, Cheng, Zhang, Hsieh. Towards robust neural networks via random self-ensemble. ECCV 2018,
-https://arxiv.org/abs/1712.00673, algorithm 1: the noise layers add normal noise of the deviation sigma_init before the first
-convolution and sigma_inner before the others; the network is trained with it, and predicts by the mean of the
+https://arxiv.org/abs/1712.00673, algorithm 1: the noise layers add normal noise of the deviation sigma_init before the
+first convolution and sigma_inner before the others; the network is trained with it, and predicts by the mean of the
 probabilities over n draws.
 
-Differs: a network without convolutions gets its noise before the fully connected layers. The ensemble gives the logarithm
-of the mean probabilities, which losses and attacks take as logits.
+Differs: a network without convolutions gets its noise before the fully connected layers. The ensemble gives the
+logarithm of the mean probabilities, which losses and attacks take as logits.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ class RandomNoise(keras.layers.Layer):
         return {**super().get_config(), "stddev": self.stddev, "seed": self.seed}
 
 
-def with_noise(
-    model: keras.Model, init_noise: float, inner_noise: float, seed: int | None = None
-) -> keras.Model:
+def with_noise(model: keras.Model, init_noise: float, inner_noise: float, seed: int | None = None) -> keras.Model:
     """Returns a copy of a model with a noise layer before every convolution.
 
     Args:
@@ -74,7 +72,9 @@ def with_noise(
         ValueError: the model has neither convolutions nor fully connected layers.
     """
     leaves = list(surgery.leaf_layers(model))
-    kinds: Any = next((k for k in (CONVOLUTIONS, keras.layers.Dense) if any(isinstance(leaf, k) for leaf in leaves)), None)
+    kinds: Any = next(
+        (k for k in (CONVOLUTIONS, keras.layers.Dense) if any(isinstance(leaf, k) for leaf in leaves)), None
+    )
     if kinds is None:
         raise checks.error("model", "one with convolutions or fully connected layers", model)
     placed = 0

@@ -1,8 +1,8 @@
 """Randomized smoothing: the class that wins under Gaussian noise, with a radius within which it provably keeps winning.
 
 Paper: Cohen, Rosenfeld, Kolter. Certified adversarial robustness via randomized smoothing. ICML 2019,
-https://arxiv.org/abs/1902.02918: theorem 1 and the programs PREDICT and CERTIFY of section 3.2. The radius is
-sigma times the normal quantile of a lower confidence bound (Clopper, Pearson) on the share of draws that give the class.
+https://arxiv.org/abs/1902.02918: theorem 1 and the programs PREDICT and CERTIFY of section 3.2. The radius is sigma
+times the normal quantile of a lower confidence bound (Clopper, Pearson) on the share of draws that give the class.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def certified_radius(lower: Any, sigma: float) -> np.ndarray:
 class RandomizedSmoothing:
     """A classifier smoothed by Gaussian noise.
 
-    The base network should have been trained with the same noise, as by `keras.layers.GaussianNoise(sigma)` at its input.
+    The base network should have been trained with the same noise, as by `keras.layers.GaussianNoise(sigma)` at its
+    input.
 
     Args:
         model: a Keras model, or any function of tensors, to scores (batch, classes).
@@ -112,7 +113,9 @@ class RandomizedSmoothing:
             found = tf.reshape(tf.argmax(self._scores(noisy), axis=-1), (together, examples))
             # The last round may draw more than are wanted.
             wanted = tf.cast(at * together + tf.range(together) < draws, tf.int32)
-            return at + 1, counted + tf.reduce_sum(tf.one_hot(found, classes, dtype=tf.int32) * wanted[:, None, None], 0)
+            return at + 1, counted + tf.reduce_sum(
+                tf.one_hot(found, classes, dtype=tf.int32) * wanted[:, None, None], 0
+            )
 
         return tf.while_loop(lambda at, _: at < rounds, body, (0, tf.zeros((examples, classes), tf.int32)))[1]
 
@@ -135,9 +138,7 @@ class RandomizedSmoothing:
         p_value = np.minimum(1.0, 2 * stats.binom.cdf(second, first + second, 0.5))
         return np.where(p_value <= alpha, order[:, 0], ABSTAIN)
 
-    def certify(
-        self, x: Any, *, selection_draws: int = 100, draws: int = 10_000, alpha: float = 0.001
-    ) -> Certificate:
+    def certify(self, x: Any, *, selection_draws: int = 100, draws: int = 10_000, alpha: float = 0.001) -> Certificate:
         """Certifies the smoothed prediction of each example.
 
         Args:

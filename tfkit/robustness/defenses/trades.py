@@ -1,8 +1,8 @@
 """TRADES: the clean loss, and how far predictions move within the ball, weighed against each other.
 
-Paper: Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan. Theoretically principled trade-off between robustness and accuracy. ICML
-2019, https://arxiv.org/abs/1901.08573, equation 5 and algorithm 1: loss(f(x), y) + beta max KL(f(x) || f(x')), the
-maximum by projected gradient ascent from a Gaussian point very near x.
+Paper: Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan. Theoretically principled trade-off between robustness and accuracy.
+ICML 2019, https://arxiv.org/abs/1901.08573, equation 5 and algorithm 1: loss(f(x), y) + beta max KL(f(x) || f(x')),
+the maximum by projected gradient ascent from a Gaussian point very near x.
 """
 
 from __future__ import annotations

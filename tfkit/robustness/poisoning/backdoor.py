@@ -1,7 +1,7 @@
 """Backdoors: a trigger in a few training examples, with a label of the attacker's choice, that the network learns.
 
-Paper: Gu, Dolan-Gavitt, Garg. BadNets: identifying vulnerabilities in the machine learning model supply chain.
-arXiv 1708.06733, https://arxiv.org/abs/1708.06733 (`PatchTrigger`, one target or every class to the next). Chen, Liu, Li,
+Paper: Gu, Dolan-Gavitt, Garg. BadNets: identifying vulnerabilities in the machine learning model supply chain. arXiv
+1708.06733, https://arxiv.org/abs/1708.06733 (`PatchTrigger`, one target or every class to the next). Chen, Liu, Li,
 Lu, Song. Targeted backdoor attacks on deep learning systems using data poisoning. arXiv 1712.05526,
 https://arxiv.org/abs/1712.05526 (`BlendedTrigger`).
 
@@ -159,9 +159,7 @@ def backdoor(
         raise checks.error("trigger", "a function that keeps the shape of the images", inputs)
     new = None if clean_label else changed_labels(labels[indices], target, dataset.num_classes)
     settings = {"trigger": repr(trigger), "target": target, "source": source, "clean_label": clean_label}
-    return record.poisoned(
-        dataset, indices, method="backdoor", seed=seed, inputs=inputs, labels=new, settings=settings
-    )
+    return record.poisoned(dataset, indices, method="backdoor", seed=seed, inputs=inputs, labels=new, settings=settings)
 
 
 def changed_labels(labels: np.ndarray, target: int | str, classes: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What the detectors share: robust whitening of the features of a class, a split in two, and precision and recall.
 
-Poison that shares a trigger is a small cluster beside its class. The largest directions of a class need not show it: the
-spread of the clean examples hides it. So the class is projected to its few largest directions, and whitened there by a
-mean and covariance that a minority of any kind cannot move. Then the poison lies many standard deviations away.
+Poison that shares a trigger is a small cluster beside its class. The largest directions of a class need not show it:
+the spread of the clean examples hides it. So the class is projected to its few largest directions, and whitened there
+by a mean and covariance that a minority of any kind cannot move. Then the poison lies many standard deviations away.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from threadpoolctl import threadpool_limits
 
 from tfkit.internal import checks
 from tfkit.robustness.poisoning.record import PoisonRecord
-
 
 Arguments = ParamSpec("Arguments")
 

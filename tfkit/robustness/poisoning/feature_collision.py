@@ -1,11 +1,12 @@
 """Feature collision: clean-label poison that looks like one class and has the features of one chosen input of another.
 
-Paper: Shafahi, Huang, Najibi, Suciu, Studer, Dumitras, Goldstein. Poison frogs! Targeted clean-label poisoning attacks on
-neural networks. NeurIPS 2018, https://arxiv.org/abs/1804.00792, algorithm 1: forward steps on |f(x) - f(t)|^2, backward
-steps x = (x + rate beta b) / (1 + beta rate) towards the base image; watermarking, section 4.
+Paper: Shafahi, Huang, Najibi, Suciu, Studer, Dumitras, Goldstein. Poison frogs! Targeted clean-label poisoning attacks
+on neural networks. NeurIPS 2018, https://arxiv.org/abs/1804.00792, algorithm 1: forward steps on |f(x) - f(t)|^2,
+backward steps x = (x + rate beta b) / (1 + beta rate) towards the base image; watermarking, section 4.
 
-Differs: beta is scaled to the squared sizes of features and inputs, as the authors' program does for its network. The rate
-of each poison is halved when its objective rises. Poisons take the place of their base images instead of being added.
+Differs: beta is scaled to the squared sizes of features and inputs, as the authors' program does for its network. The
+rate of each poison is halved when its objective rises. Poisons take the place of their base images instead of being
+added.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Gradient matching: clean-label poison whose training gradient points where the attacker's would.
 
-Paper: Geiping, Fowl, Huang, Czaja, Taylor, Moeller, Goldstein. Witches' brew: industrial scale data poisoning via gradient
-matching. ICLR 2021, https://arxiv.org/abs/2009.02276, equation 3 and algorithm 1: perturbations of at most epsilon a
-pixel that minimise 1 - cos(gradient of the target's adversarial loss, gradient of the poisons' loss), by Adam on signs,
-with restarts.
+Paper: Geiping, Fowl, Huang, Czaja, Taylor, Moeller, Goldstein. Witches' brew: industrial scale data poisoning via
+gradient matching. ICLR 2021, https://arxiv.org/abs/2009.02276, equation 3 and algorithm 1: perturbations of at most
+epsilon a pixel that minimise 1 - cos(gradient of the target's adversarial loss, gradient of the poisons' loss), by
+Adam on signs, with restarts.
 
 Differs: the poisons are matched all at once, without data augmentation.
 """

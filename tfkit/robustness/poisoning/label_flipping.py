@@ -2,10 +2,11 @@
 
 Paper: Biggio, Nelson, Laskov. Support vector machines under adversarial label noise. ACML 2011,
 https://proceedings.mlr.press/v20/biggio11.html (random and adversarial flips). Koh, Liang. Understanding black-box
-predictions via influence functions. ICML 2017, https://arxiv.org/abs/1703.04730 (the estimate: equation 5, for a changed
-example in place of a moved one).
+predictions via influence functions. ICML 2017, https://arxiv.org/abs/1703.04730 (the estimate: equation 5, for a
+changed example in place of a moved one).
 
-Differs: the influence is that on a softmax regression over the features of a trained network, which is convex. There the
+Differs: the influence is that on a softmax regression over the features of a trained network, which is convex. There
+the
 estimate needs no approximation of the Hessian: the system is solved to the tolerance of conjugate gradients. All flips
 are chosen at once, by the sum of their single influences.
 """
@@ -64,9 +65,9 @@ def flip_influences(
 ) -> np.ndarray:
     """Estimates what each changed label does to the loss of a softmax regression on other examples.
 
-    With theta minimising L = mean loss + decay |theta|^2 / 2 over n examples, H its Hessian and v the gradient of the mean
-    loss on the reference, putting class k in place of y_i changes that loss by
-    -(1/n) v' H^-1 (g(x_i, k) - g(x_i, y_i)), where the difference of the gradients is (e_y - e_k) for the logits.
+    With theta minimising L = mean loss + decay |theta|^2 / 2 over n examples, H its Hessian and v the gradient of the
+    mean loss on the reference, putting class k in place of y_i changes that loss by -(1/n) v' H^-1 (g(x_i, k) - g(x_i,
+    y_i)), where the difference of the gradients is (e_y - e_k) for the logits.
 
     Args:
         inputs: (examples, features).

@@ -24,9 +24,7 @@ def gradient(weights: np.ndarray, inputs: np.ndarray, labels: np.ndarray) -> np.
     return with_one(inputs).T @ wrong / len(labels)
 
 
-def hessian_product(
-    extended: np.ndarray, probability: np.ndarray, vector: np.ndarray, decay: float
-) -> np.ndarray:
+def hessian_product(extended: np.ndarray, probability: np.ndarray, vector: np.ndarray, decay: float) -> np.ndarray:
     """Returns the Hessian of mean cross-entropy + decay |weights|^2 / 2, times a vector shaped as the weights."""
     along = extended @ vector  # (examples, classes)
     curved = probability * (along - (probability * along).sum(axis=1, keepdims=True))

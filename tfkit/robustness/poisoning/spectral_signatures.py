@@ -5,9 +5,9 @@ algorithm 1 (with `whiten=False`: the squared projection on the top singular vec
 1.5 times the expected share is removed). Hayase, Kong, Somani, Oh. SPECTRE: defending against backdoor attacks using
 robust statistics. ICML 2021, https://arxiv.org/abs/2104.11315 (robust whitening and the quantum entropy score).
 
-Differs: without an expected share, nothing has to be known of the poison. The scores of each class are split in two where
-that leaves the least variance, and the upper part is flagged if it is the smaller one and stands clear (Ashman's D).
-The robust covariance comes from concentration steps in place of SPECTRE's filter.
+Differs: without an expected share, nothing has to be known of the poison. The scores of each class are split in two
+where that leaves the least variance, and the upper part is flagged if it is the smaller one and stands clear (Ashman's
+D). The robust covariance comes from concentration steps in place of SPECTRE's filter.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def spectral_signatures(
     *,
     expected_share: float | None = None,
     whiten: bool = True,
-    components: int = 8,
+    components: int = 12,
     separation: float = 5.0,
     largest_share: float = 0.35,
 ) -> Detection:
