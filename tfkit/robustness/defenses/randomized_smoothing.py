@@ -108,7 +108,8 @@ class RandomizedSmoothing:
         rounds = -(-draws // together)
 
         def body(at: Any, counted: Any) -> tuple[Any, Any]:
-            noise = tf.random.stateless_normal(tf.concat([[together], tf.shape(x)], 0), seed + tf.stack([0, at << 12]))
+            drawn = tf.random.experimental.stateless_fold_in(seed, at)
+            noise = tf.random.stateless_normal(tf.concat([[together], tf.shape(x)], 0), drawn)
             noisy = tf.reshape(x + self.sigma * noise, tf.concat([[together * examples], tf.shape(x)[1:]], 0))
             found = tf.reshape(tf.argmax(self._scores(noisy), axis=-1), (together, examples))
             # The last round may draw more than are wanted.

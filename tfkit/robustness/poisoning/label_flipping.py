@@ -6,9 +6,8 @@ predictions via influence functions. ICML 2017, https://arxiv.org/abs/1703.04730
 changed example in place of a moved one).
 
 Differs: the influence is that on a softmax regression over the features of a trained network, which is convex. There
-the
-estimate needs no approximation of the Hessian: the system is solved to the tolerance of conjugate gradients. All flips
-are chosen at once, by the sum of their single influences.
+the estimate needs no approximation of the Hessian: the system is solved to the tolerance of conjugate gradients. All
+flips are chosen at once, by the sum of their single influences.
 """
 
 from __future__ import annotations
