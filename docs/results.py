@@ -42,8 +42,8 @@ SECTIONS: dict[str, About] = {
     ),
     "adversarial_training": About(
         "Adversarial training",
-        "Madry et al., <https://arxiv.org/abs/1706.06083>: MNIST at 0.3 in L-infinity, 10,000 training digits where the "
-        "paper has 60,000. Robust accuracy is that of 1,000 test digits under 40 steps from each of 20 random starts.",
+        "Madry et al., <https://arxiv.org/abs/1706.06083>: MNIST at 0.3 in L-infinity, 10,000 training digits where "
+        "the paper has 60,000. Robust accuracy: 1,000 test digits under 40 steps from each of 20 random starts.",
     ),
     "compare_defenses": About(
         "Defenses compared",
