@@ -6,7 +6,7 @@
 The paper trains two convolutions of 32 and 64 filters on 60,000 digits. Here the convolutions have 4x4 filters and
 strides in place of pooling, which takes a sixth of the time, and there are 10,000 digits, of which 1,000 are held out.
 So that they go further, each digit is shifted by up to two pixels, and the weights are averaged over the steps. The
-radius grows over the first third of the training. The plan was chosen on the held-out digits. The test set is attacked
+radius grows over the first third of the training. The plan is judged on the held-out digits. The test set is attacked
 once: 1,000 digits, 40 steps of 0.01 from each of 20 random starts; a digit counts only if it is right under all of
 them.
 """

@@ -143,7 +143,7 @@ class AdversarialTraining(keras.Model):
 
     def compile(self, *args: Any, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
         if jit_compile == "auto":
-            # On a CPU, XLA takes five to ten times as long for the convolutions of this loop.
+            # On a CPU, XLA takes two to nine times as long for the convolutions of this loop.
             jit_compile = bool(tf.config.list_physical_devices("GPU")) and "auto"
         super().compile(*args, jit_compile=jit_compile, **kwargs)
         self.adversarial_metrics.copy(self._compile_metrics)
