@@ -10,6 +10,7 @@ import numpy as np
 
 from tfkit import compression, graphs
 from tfkit.compression import fake_quantize, low_precision, pruning, relaxed_quantization
+from tfkit.robustness import defenses
 
 
 class Row(NamedTuple):
@@ -26,6 +27,14 @@ class Row(NamedTuple):
 
 #: Public modules, whose `__all__` is the public interface.
 MODULES = ("tfkit.compression", "tfkit.data", "tfkit.export", "tfkit.graphs", "tfkit.graphs.embeddings", "tfkit.models")
+MODULES = (
+    "tfkit.compression",
+    "tfkit.data",
+    "tfkit.export",
+    "tfkit.models",
+    "tfkit.robustness.defenses",
+    "tfkit.robustness.poisoning",
+)
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -72,6 +81,9 @@ LAYERS: dict[str, Row] = {
     "tfkit.compression.relaxed_quantization.RelaxedQuantizeActivation": Row(
         lambda: relaxed_quantization.RelaxedQuantizeActivation(4, noise=0.2)
     ),
+    "tfkit.robustness.defenses.BitDepthReduction": Row(lambda: defenses.BitDepthReduction(2, straight_through=True)),
+    # With noise, no two calls agree.
+    "tfkit.robustness.defenses.RandomNoise": Row(lambda: defenses.RandomNoise(0.0, seed=1)),
     "tfkit.compression.fake_quantize.FakeQuantize": Row(lambda: fake_quantize.FakeQuantize(minimum=-1.0, maximum=2.0)),
     "tfkit.graphs.FeatureDropout": Row(lambda: graphs.FeatureDropout(0.3, seed=1)),
     "tfkit.graphs.PairNorm": Row(lambda: graphs.PairNorm(0.5, individually=True)),
@@ -98,6 +110,23 @@ OTHERS: set[str] = {
     "tfkit.data.DataError",
     "tfkit.data.Dataset",
     "tfkit.data.Location",
+    "tfkit.robustness.defenses.AdversarialTraining",
+    "tfkit.robustness.defenses.CatastrophicOverfitting",
+    "tfkit.robustness.defenses.Certificate",
+    "tfkit.robustness.defenses.FalseSecurityWarning",
+    "tfkit.robustness.defenses.FastAdversarialTraining",
+    "tfkit.robustness.defenses.FreeAdversarialTraining",
+    "tfkit.robustness.defenses.MedianFilter",
+    "tfkit.robustness.defenses.RandomSelfEnsemble",
+    "tfkit.robustness.defenses.RandomizedSmoothing",
+    "tfkit.robustness.defenses.TRADES",
+    "tfkit.robustness.poisoning.BlendedTrigger",
+    "tfkit.robustness.poisoning.ClassFinding",
+    "tfkit.robustness.poisoning.Detection",
+    "tfkit.robustness.poisoning.DetectionScore",
+    "tfkit.robustness.poisoning.PatchTrigger",
+    "tfkit.robustness.poisoning.PoisonEvaluation",
+    "tfkit.robustness.poisoning.PoisonRecord",
     "tfkit.export.ConversionError",
     "tfkit.export.LatencyRatio",
     "tfkit.export.MeasureError",
