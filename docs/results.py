@@ -73,8 +73,8 @@ SECTIONS: dict[str, About] = {
         "ProxQuant beside BinaryConnect",
         "Bai, Wang, Liberty, <https://arxiv.org/abs/1810.00861>: binary weights, first and last layer in float. "
         "ResNet-8, 5,000 training and 1,000 test images of CIFAR-10 at 16x16 pixels, both from the same float network "
-        "and each at the best of the same grid of scales and learning rates. In 20 epochs of 78 steps BinaryConnect, whose "
-        "weights change sign freely, learns more than ProxQuant, which has 1,560 steps to be pulled to its "
+        "and each at the best of the same grid of scales and learning rates. In 20 epochs of 78 steps BinaryConnect, "
+        "whose weights change sign freely, learns more than ProxQuant, which has 1,560 steps to be pulled to its "
         "signs where the paper has 117,000 (300 epochs from a converged network).",
     ),
     "pruning": About(
