@@ -23,7 +23,7 @@ class AdversarialResult(NamedTuple):
 
     Attributes:
         x_adv: float32, like `x`: within the bounds and the ball.
-        success: bool, (batch,): whether the model, asked again, gives another class than `y` (the class `y` if targeted).
+        success: bool, (batch,): whether the model, asked again, gives another class than `y` (`y`, if targeted).
         distance: float64, (batch,): from `x` to `x_adv` in the attack's norm.
         queries: int64, (batch,): forward evaluations by the search.
     """
@@ -117,7 +117,7 @@ class Attack(abc.ABC):
         return (x.astype(np.float64) - low) / (high - low) * (self.quantize_levels - 1)  # type: ignore[operator]
 
     def _inside(self, x: np.ndarray, found: np.ndarray, epsilon: float) -> np.ndarray:
-        """Returns float32 points in the ball, in float64 arithmetic, and in the box; a row that is not finite is `x`."""
+        """Returns float32 points in the ball, by float64 arithmetic, and in the box; `x` for a row not finite."""
         start, rows = x.astype(np.float64), (len(x),) + (1,) * (x.ndim - 1)
         found = np.where(np.isfinite(found.reshape(len(x), -1)).all(axis=1).reshape(rows), found, start)
         delta = np.clip(found, *self.bounds) - start

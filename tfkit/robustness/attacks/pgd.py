@@ -1,7 +1,7 @@
 """PGD: steps up the loss, each projected back into the ball, from random starts.
 
-Paper: Madry, Makelov, Schmidt, Tsipras, Vladu. Towards Deep Learning Models Resistant to Adversarial Attacks. ICLR 2018,
-https://arxiv.org/abs/1706.06083
+Paper: Madry, Makelov, Schmidt, Tsipras, Vladu. Towards Deep Learning Models Resistant to Adversarial Attacks. ICLR
+2018, https://arxiv.org/abs/1706.06083
 
 Differs: L2 and L1 balls as well; examples that a start has broken leave the batch before the next one.
 """
