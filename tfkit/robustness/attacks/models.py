@@ -36,7 +36,7 @@ def _before_softmax(model: keras.Model) -> Callable[[Any], Any]:
         # What a nested model returns is seen by `check_logits`.
         last = None
     softmax_layer = isinstance(last, keras.layers.Softmax)
-    if not softmax_layer and getattr(last, "activation", None) is not keras.activations.softmax:
+    if last is None or (not softmax_layer and getattr(last, "activation", None) is not keras.activations.softmax):
         return lambda x: tf.cast(model(x, training=False), tf.float32)
     if not softmax_layer and type(last) is not keras.layers.Dense:
         if not isinstance(last, keras.layers.Activation):
