@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import tfkit
-from tfkit.commands import launch, retrieve
-from tfkit.commands import retrieve
+from tfkit.commands import launch, recommend, retrieve
 from tfkit.commands.certify import certify
-from tfkit.commands import recommend, retrieve
 from tfkit.commands.common import (
     BAD_INPUT,
     BELOW_WHAT_WAS_ASKED,
