@@ -64,10 +64,12 @@ def test_model_is_left_alone_and_trains(x, tmp_path):
     model = network()
     before = [weight.copy() for weight in model.get_weights()]
     ensemble = RandomSelfEnsemble(model, samples=4, seed=2)
-    ensemble.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    ensemble.compile(
+        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
     y = np.arange(4) % 3
-    first = ensemble.fit(x, y, epochs=25, verbose=0).history["loss"]
-    assert first[-1] < first[0]
+    first = ensemble.fit(x, y, epochs=40, verbose=0).history["loss"]
+    assert np.mean(first[-5:]) < 0.9 * np.mean(first[:5])
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     ensemble.save(tmp_path / "model.keras")
