@@ -66,7 +66,7 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     >>> integer("bits", 4, 1, 8)
     4
     """
-    inside = isinstance(value, Integral) and not isinstance(value, bool)
+    inside = type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
     if not (inside and (low is None or value >= low) and (high is None or value <= high)):
         bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
         raise error(name, " ".join(["an integer", " and ".join(bounds)]).rstrip(), value)

@@ -30,6 +30,7 @@ from tfkit.retrieval.vectors import (
     exponent_of,
     moderate,
     norms_of,
+    plain_query,
     scaled,
 )
 
@@ -198,12 +199,13 @@ class Index(abc.ABC):
         held = self._held()
         rows, exponents, single = held._asked("queries", queries)
         k = checks.integer("k", k, 1, len(held.items))
-        known = self.effort_names()
-        for name in effort:
-            if name not in known:
-                raise checks.error(
-                    "effort", f"one of {', '.join(known) or 'none at all'} for {type(self).__name__}", name
-                )
+        if effort:
+            known = self.effort_names()
+            for name in effort:
+                if name not in known:
+                    raise checks.error(
+                        "effort", f"one of {', '.join(known) or 'none at all'} for {type(self).__name__}", name
+                    )
         several = len(rows) > 1 or threads is not None
         result = held._search_rows(rows, k, thread_count(threads) if several else 1, effort)
         if exponents is not None or held._exponent:
@@ -277,6 +279,9 @@ class Index(abc.ABC):
     def _search_rows(self, rows: np.ndarray, k: int, threads: int, effort: Mapping[str, Any]) -> SearchResult:
         """Splits the queries over the threads."""
 
+        if len(rows) == 1:
+            return self._search(rows, k, **effort)
+
         def one(part: np.ndarray) -> SearchResult:
             return self._search(part, k, **effort)
 
@@ -304,6 +309,8 @@ class Index(abc.ABC):
 
         An empty list, or array of one dimension, is no query.
         """
+        if plain_query(queries, self.items.shape[1]):
+            return queries[None], None, True
         single = getattr(queries, "ndim", 2) == 1
         if isinstance(queries, (list, tuple)):
             single = not queries or getattr(queries[0], "ndim", 0) == 0 and not hasattr(queries[0], "__len__")

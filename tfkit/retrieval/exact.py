@@ -14,7 +14,7 @@ from tfkit.retrieval.blas import FEW
 from tfkit.retrieval.candidates import score_all
 
 #: Queries and items of a block: its products fit in a core's cache.
-BLOCK_QUERIES, BLOCK_ITEMS = 256, 2048
+BLOCK_QUERIES, BLOCK_ITEMS = 512, 256
 
 
 class Exact(Index):
@@ -43,11 +43,15 @@ class Exact(Index):
             kernels.sort_heaps(scores, ids, counts)
             return SearchResult(scores, ids, np.ones(len(queries), bool))
         rows, numbers = np.arange(len(queries)), np.arange(len(self.items))
+        room = np.empty(min(BLOCK_QUERIES, len(queries)) * min(BLOCK_ITEMS, len(self.items)), np.float32)
         for start in range(0, len(queries), BLOCK_QUERIES):
             part = slice(start, start + BLOCK_QUERIES)
+            asked = queries[part]
             for first in range(0, len(self.items), BLOCK_ITEMS):
                 some = slice(first, first + BLOCK_ITEMS)
-                block = queries[part] @ self.items[some].T
+                items = self.items[some]
+                block = room[: len(asked) * len(items)].reshape(len(asked), len(items))
+                np.matmul(asked, items.T, out=block)
                 kernels.offer_block(block, numbers[some], rows[part], scores, ids, counts)
         kernels.sort_heaps(scores, ids, counts)
         return SearchResult(scores, ids, np.ones(len(queries), bool))

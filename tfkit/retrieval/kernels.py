@@ -12,8 +12,8 @@ import numpy as np
 
 #: Sums may be taken in any order, so that they are taken eight and more at a time; NaN and infinities stay as they are.
 FAST = {"reassoc", "contract", "nsz"}
-#: Scores that are compared at a time.
-_TOGETHER = 64
+#: Scores that are compared at a time, and, where one of them counts, of these so many at a time.
+_TOGETHER, _FEWER = 128, 32
 
 
 def kernel(function: Any) -> Any:
@@ -96,19 +96,25 @@ def offer_block(block, items, rows, scores, ids, counts):  # type: ignore[no-unt
         while at < row.shape[0] and count < heap.shape[0]:
             count = offer(heap, held, count, row[at], items[at])
             at += 1
-        while at < row.shape[0]:
-            above = 0
-            if at + _TOGETHER <= row.shape[0]:  # A length that the compiler knows, for whole registers.
-                end = at + _TOGETHER
-                for i in range(_TOGETHER):
-                    above |= row[at + i] >= heap[0]
-            else:
-                end, above = row.shape[0], 1
+        # Lengths that the compiler knows give whole registers, and a bool no more than a bit for each score.
+        while at + _TOGETHER <= row.shape[0]:
+            bound, above = heap[0], False
+            for i in range(_TOGETHER):
+                above |= row[at + i] >= bound
             if above:
-                for i in range(at, end):
-                    if row[i] >= heap[0]:
-                        count = offer(heap, held, count, row[i], items[i])
-            at = end
+                for first in range(at, at + _TOGETHER, _FEWER):
+                    above = False
+                    for i in range(_FEWER):
+                        above |= row[first + i] >= heap[0]
+                    if above:
+                        for i in range(first, first + _FEWER):
+                            if row[i] >= heap[0]:
+                                count = offer(heap, held, count, row[i], items[i])
+            at += _TOGETHER
+        while at < row.shape[0]:
+            if row[at] >= heap[0]:
+                count = offer(heap, held, count, row[at], items[at])
+            at += 1
         counts[query] = count
 
 
@@ -140,6 +146,38 @@ def sort_heaps(scores, ids, counts):  # type: ignore[no-untyped-def]
                 at = child
             heap[at], held[at] = score, moved
             heap[last], held[last] = worst, item
+
+
+@kernel
+def ordered(scores, ids, k):  # type: ignore[no-untyped-def]
+    """Returns scores, float32, and ids, int64, each (queries, k), of lists that another library found.
+
+    Args:
+        scores: (queries, at most k), the best first; NaN where nothing was found.
+        ids: of the same shape, of any integer type, and of equal scores in any order.
+        k: wanted.
+
+    Returns:
+        The lists, of equal scores the lower id first; where there is nothing, -inf and -1.
+    """
+    best, named = np.empty((scores.shape[0], k), np.float32), np.empty((scores.shape[0], k), np.int64)
+    for query in range(scores.shape[0]):
+        count = 0
+        for place in range(scores.shape[1]):
+            score, item = np.float32(scores[query, place]), np.int64(ids[query, place])
+            if score != score:
+                continue
+            at = count
+            while at > 0 and (
+                best[query, at - 1] < score or (best[query, at - 1] == score and named[query, at - 1] > item)
+            ):
+                best[query, at], named[query, at] = best[query, at - 1], named[query, at - 1]
+                at -= 1
+            best[query, at], named[query, at] = score, item
+            count += 1
+        for place in range(count, k):
+            best[query, place], named[query, place] = -np.inf, -1
+    return best, named
 
 
 @kernel

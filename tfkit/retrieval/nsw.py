@@ -210,12 +210,13 @@ class NSW(Index):
                 self.entry, top, walks, self.order[:first], ef, scores, ids, counts, marks, computed,
             )  # fmt: skip
             self._spare.append(marks)
-        scores, ids = np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(ids[:, :k])
-        short = np.flatnonzero(counts < k)  # Items of which no walk came to know, as if there were no links.
-        if len(short):
+        if scores.shape[1] > k:
+            scores, ids = np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(ids[:, :k])
+        if len(queries) and int(counts.min()) < k:  # Items of which no walk came to know, as if there were no links.
+            short = np.flatnonzero(counts < k)
             found = self._find(queries[short], k, count, None, None)[0]
             scores[short], ids[short] = found.scores, found.ids
-        computed[short] += count
+            computed[short] += count
         return SearchResult(scores, ids), computed + first
 
     def _scan(self, queries: np.ndarray, length: int, scores: np.ndarray, ids: np.ndarray, counts: np.ndarray) -> None:

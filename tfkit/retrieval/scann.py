@@ -26,6 +26,7 @@ import numpy as np
 
 from tfkit.internal import checks
 from tfkit.internal.quiet import quiet_stderr
+from tfkit.retrieval import kernels
 from tfkit.retrieval.base import Index, IndexFileError, SearchResult, expect
 from tfkit.retrieval.exact import Exact
 
@@ -173,18 +174,8 @@ class ScaNN(Index):
             ids, scores = ids[None], scores[None]
         else:
             ids, scores = self._searcher.search_batched(queries, k, rescore, leaves, False, 0)
-        missing = k - ids.shape[1]
-        ids = ids.astype(np.int64)
-        if missing or np.isnan(scores[:, -1:]).any():  # Fewer were found: they come as NaN, or are left out.
-            ids = np.pad(ids, ((0, 0), (0, missing)))
-            scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=np.nan)
-            ids[np.isnan(scores)] = -1
-            scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
-        if (scores[:, 1:] == scores[:, :-1]).any():
-            order = np.lexsort((ids, -scores), axis=-1)
-            ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
-        exact = np.ones(len(queries), bool) if self._kind == "brute_force" else None
-        return SearchResult(np.ascontiguousarray(scores, np.float32), ids, exact)
+        scores, ids = kernels.ordered(scores, ids, k)
+        return SearchResult(scores, ids, np.ones(len(queries), bool) if self._kind == "brute_force" else None)
 
     def efforts(self, k: int = 10) -> list[dict[str, Any]]:
         if self.structure == "brute_force":

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tfkit.internal import checks
+from tfkit.retrieval.kernels import dot
 
 #: The largest norm of the items, and the norm of each query, are left alone from 2^-this to 2^this.
 ITEMS_RANGE, QUERY_RANGE = 16, 32
@@ -103,6 +104,17 @@ def scaled(vectors: np.ndarray, exponents: int | np.ndarray) -> np.ndarray:
     return result
 
 
+def plain_query(query: Any, dimension: int) -> bool:
+    """Whether this is a query that needs neither conversion nor scaling: the usual case of a server.
+
+    NumPy's functions take a microsecond and more each, as long as a search among few items.
+    """
+    if type(query) is not np.ndarray or query.dtype != np.float32 or query.shape != (dimension,):
+        return False
+    # Whatever is not finite is not between the two.
+    return bool(query.flags.c_contiguous and 4.0**-QUERY_RANGE < dot(query, query) < 4.0**QUERY_RANGE)
+
+
 def moderate(name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns float32 queries at moderate norms.
 
@@ -119,10 +131,7 @@ def moderate(name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", rows, rows)
     low, high = 4.0**-QUERY_RANGE, 4.0**QUERY_RANGE
-    if len(rows) == 1:  # The usual case of a server, and NumPy's functions take a microsecond each.
-        if low < squares[0] < high:
-            return rows, None
-    elif ((squares > low) & (squares < high)).all():  # Whatever is not finite fails this too.
+    if ((squares > low) & (squares < high)).all():  # Whatever is not finite fails this too.
         return rows, None
     check_finite(name, rows)
     exponents = np.array([exponent_of(float(norm), QUERY_RANGE) for norm in norms_of(rows)], np.int32)

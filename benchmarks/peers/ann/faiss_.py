@@ -11,6 +11,8 @@ import numpy as np
 from benchmarks.peers.ann.base import PROBES, WIDTHS, Algorithm, Effort, one_parameter
 
 faiss.omp_set_num_threads(1)
+#: What an index of ours refers to, by its id.
+KEPT: dict[int, tuple[Any, Any]] = {}
 
 
 def flat(items: np.ndarray) -> Any:
@@ -38,11 +40,10 @@ def fast_scan(items: np.ndarray) -> Any:
     count, dimension = items.shape
     coarse = faiss.IndexFlatIP(dimension)
     codes = faiss.IndexIVFPQFastScan(coarse, dimension, clusters(count), dimension // 2, 4, faiss.METRIC_INNER_PRODUCT)
-    index = faiss.IndexRefineFlat(codes, faiss.swig_ptr(items))
     codes.train(items)
-    index.own_refine_index = True
+    index = faiss.IndexRefineFlat(codes)
     index.add(items)
-    index.kept = (coarse, codes, items)
+    KEPT[id(index)] = (coarse, codes)  # Python would let go of them, and of what `find` sets.
     return index
 
 
@@ -57,7 +58,7 @@ def find(index: Any, queries: np.ndarray, k: int, effort: Effort) -> np.ndarray:
     if "probes" in effort:
         index.nprobe = effort["probes"]
     if "rescore" in effort:
-        index.kept[1].nprobe = effort["leaves"]
+        KEPT[id(index)][1].nprobe = effort["leaves"]
         index.k_factor = effort["rescore"] / k
     return index.search(queries, k)[1]
 
