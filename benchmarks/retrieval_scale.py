@@ -154,7 +154,7 @@ def main() -> None:
             figures |= {f"{row['index'].lower()}_build_s": row["build_s"] for row in largest}
             common.write_result(
                 arguments.out, figures, data={"synthetic": {"dimension": DIMENSION, "skew": SKEW, "queries": queries}},
-                k=K, target_recall=TARGET, results={"rows": rows},
+                k=K, target_recall=TARGET, plot=PLOT.name, table=rows,
                 versions=common.versions("numpy", "numba", "scann"),
             )  # fmt: skip
             plot(rows, PLOT)

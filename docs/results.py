@@ -60,11 +60,23 @@ SECTIONS: dict[str, About] = {
         "Liu et al., <https://arxiv.org/abs/1712.00673>: Fashion-MNIST under Carlini and Wagner's attack at growing c, "
         "through the mean over draws. Points are the mean over all c.",
     ),
+    "nsw": About(
+        "Navigable small world: how the work grows",
+        "Malkov et al., <https://doi.org/10.1016/j.is.2013.10.006>: inner products computed for a query at a recall@10, "
+        "over vectors uniform on a sphere of 30 dimensions. `growth over log2` is 1 where the work grows as the square "
+        "of the logarithm of the items. `tries` is the paper's graph, `hierarchy` the one of its successor.",
+    ),
     "int4_kernels": About(
         "Which layers run with int4 and int2 weights",
         "Each layer in a file of its own, beside the same layer in int8, interleaved, on one thread. XNNPACK runs int4 "
         "weights of fully connected layers, and those only; other layers fall back to slower kernels, where four bits "
         "make a file smaller, not faster.",
+    ),
+    "greedy_mips": About(
+        "Greedy-MIPS beside trees, hashing and sampling",
+        "Yu et al., <https://arxiv.org/abs/1610.03317>: how many times faster than a scan each method reaches a "
+        "precision: `p5 at 0.75` is the share of the true five best among the five found. Factors of MovieLens-1M and "
+        "synthetic vectors, where the paper has Netflix and Yahoo! Music. Nothing: the precision is not reached.",
     ),
     "low_rank": About("Low rank and distillation", f"LeNet-5, {MNIST}."),
     "compare_pruning": About("Ways to choose the zeros", f"LeNet-300-100, {MNIST}; error of the file."),
@@ -98,11 +110,21 @@ SECTIONS: dict[str, About] = {
         "Louizos et al., <https://arxiv.org/abs/1810.01875>, LeNet-5-Caffe at 8, 4 and 2 bits for weights and "
         f"activations; {MNIST}, where the paper has 60,000 digits. Error of the int8 files.",
     ),
+    "retrieval_scale": About(
+        "Retrieval from 10,000 to 1,000,000 vectors",
+        "Synthetic vectors of 128 dimensions, each index built and asked on one thread in a process of its own. The "
+        "peak is what building adds to the process, in units of the vectors' own bytes.",
+    ),
     "router": About(
         "Router",
         "Queries a second over the best single index and effort, its effort interpolated to the same recall@10, on "
         "queries that decided nothing; choosing is counted. The oracle knows the true recall of each choice for each "
         "query, and pays nothing. A gain of 1 means that no router was worth it: one choice answers all queries.",
+    ),
+    "xbox": About(
+        "PCA tree over the Euclidean transformation",
+        "Bachrach et al., <https://doi.org/10.1145/2645710.2645741>: how many times faster than a scan a share of the "
+        "ten best is found, in the query's own leaf, with its neighbours (boosted), and by the nearest leaves.",
     ),
     "search": About(
         "The search",
@@ -274,6 +296,34 @@ def deep_compression(result: Result) -> list[str]:
     return parts
 
 
+def retrieval_peers(result: Result) -> list[str]:
+    """Queries a second at each recall, a table for each data set, and the curves."""
+    parts = [
+        "## Retrieval beside FAISS, hnswlib, usearch and ScaNN",
+        "Queries a second of one thread at a recall@10, in batches and, in brackets, one at a time: processor time, "
+        "every algorithm in a process of its own, in turns. Efforts are grids that were set before; the figures are "
+        "ratios, ours over the fastest of the others, the lowest over the data sets. `core` is scann-core, `wheel` the "
+        "authors' own wheel. Memory is what an index tells, or else what the process grew by.",
+        figures(result),
+    ]
+    for number, (name, row) in enumerate(result["results"].items(), start=1):
+        levels = next(entry["batch_qps"] for entry in row["algorithms"].values() if "batch_qps" in entry)
+        lines = []
+        for label, entry in row["algorithms"].items():
+            if "batch_qps" not in entry:
+                continue
+            cells = [
+                "" if entry["batch_qps"][level] is None or entry["single_qps"][level] is None
+                else f"{entry['batch_qps'][level]:,.0f} ({entry['single_qps'][level]:,.0f})"
+                for level in levels
+            ]  # fmt: skip
+            lines.append([label, f"{entry['build_s']:.1f}", f"{entry['memory_bytes'] / 2**20:.0f}", *cells])
+        parts.append(f"**{name}**, {row['queries']:,} queries, norms vary by {row['norm_variation']:.2f} of their mean")
+        parts.append(markdown(["", "build s", "MiB", *(f"at {level}" for level in levels)], lines))
+        parts.append(f"![{name}](retrieval_{number}.png)")
+    return parts
+
+
 def compression_peers(result: Result) -> list[str]:
     """tfkit and tfmot side by side."""
     parts = [
@@ -337,4 +387,5 @@ def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
 RENDERERS: dict[str, Callable[[Result], list[str]]] = {
     "deep_compression": deep_compression,
     "compression_peers": compression_peers,
+    "retrieval_peers": retrieval_peers,
 }

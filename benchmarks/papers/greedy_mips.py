@@ -114,7 +114,7 @@ def measure(name: str, make: Callable[[], vectors.Vectors], quick: bool) -> tupl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
-    parser.add_argument("--quick", action="store_true", help="small factors, few queries and settings")
+    parser.add_argument("--quick", action="store_true", help="small factors, few queries and settings, nothing written")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "greedy_mips.json")
     arguments = parser.parse_args()
 
@@ -123,13 +123,13 @@ def main() -> None:
     for name, make in QUICK.items() if arguments.quick else ((name, DATA[name]) for name in arguments.data):
         found, results[name] = measure(name, make, arguments.quick)
         figures |= found
-        common.write_result(
-            arguments.out, figures, paper=PAPER, results=results, seeds=[0], versions=common.versions("numpy", "numba"),
-            data="factors of MovieLens-1M by implicit ALS, and synthetic vectors: smaller than the paper's",
-        )  # fmt: skip
+        if not arguments.quick:
+            common.write_result(
+                arguments.out, figures, paper=PAPER, table=speedups.rows(results), results=results, seeds=[0], versions=common.versions("numpy", "numba"),
+                data="factors of MovieLens-1M by implicit ALS, and synthetic vectors: smaller than the paper's",
+            )  # fmt: skip
     for name, value in figures.items():
         print(f"{name}: {value:.2f}")
-    print(f"written: {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -126,9 +126,20 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, float]:
     return figures
 
 
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a flat row for each size and graph."""
+    return [
+        {
+            "items": row["items"], "graph": name, "build CPU s": row[name]["build_cpu_s"],
+            **{f"inner products at {recall}": spent for recall, spent in row[name]["evaluations_at"].items()},
+        }
+        for row in rows for name in ("tries", "hierarchy")
+    ]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="up to 3,000 vectors, few queries")
+    parser.add_argument("--quick", action="store_true", help="up to 3,000 vectors, few queries, nothing written")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=common.RESULTS / "nsw.json")
     arguments = parser.parse_args()
@@ -138,14 +149,16 @@ def main() -> None:
     for count in SIZES[:2] if arguments.quick else SIZES:
         rows.append(measure(count, queries, arguments.seed))
         figures = summarize(rows) if len(rows) > 1 else {}
-        common.write_result(
-            arguments.out, figures, paper=PAPER, results=rows, seeds=[arguments.seed],
-            settings={"dimension": DIMENSION, "degree": DEGREE, "construction": CONSTRUCTION, "queries": len(queries)},
-            versions=common.versions("numpy", "numba"), data="vectors uniform on the unit sphere, made by the program",
-        )  # fmt: skip
+        if not arguments.quick:
+            common.write_result(
+                arguments.out, figures, paper=PAPER, table=table(rows), results=rows, seeds=[arguments.seed],
+                settings={"dimension": DIMENSION, "degree": DEGREE, "construction": CONSTRUCTION,
+                          "queries": len(queries)},
+                versions=common.versions("numpy", "numba"),
+                data="vectors uniform on the unit sphere, made by the program",
+            )  # fmt: skip
     for name, value in figures.items():
         print(f"{name}: {value:.3g}")
-    print(f"written: {arguments.out}")
 
 
 if __name__ == "__main__":
