@@ -62,7 +62,7 @@ SECTIONS: dict[str, About] = {
     ),
     "nsw": About(
         "Navigable small world: how the work grows",
-        "Malkov et al., <https://doi.org/10.1016/j.is.2013.10.006>: inner products computed for a query at a recall@10, "
+        "Malkov et al., <https://doi.org/10.1016/j.is.2013.10.006>: inner products computed for a query at a recall@10 "
         "over vectors uniform on a sphere of 30 dimensions. `growth over log2` is 1 where the work grows as the square "
         "of the logarithm of the items. `tries` is the paper's graph, `hierarchy` the one of its successor.",
     ),
@@ -306,7 +306,7 @@ def retrieval_peers(result: Result) -> list[str]:
         "authors' own wheel. Memory is what an index tells, or else what the process grew by.",
         figures(result),
     ]
-    for number, (name, row) in enumerate(result["results"].items(), start=1):
+    for number, (name, row) in enumerate(result["results"].items(), start=1):  # All data sets are there, in order.
         levels = next(entry["batch_qps"] for entry in row["algorithms"].values() if "batch_qps" in entry)
         lines = []
         for label, entry in row["algorithms"].items():

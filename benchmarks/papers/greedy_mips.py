@@ -125,7 +125,8 @@ def main() -> None:
         figures |= found
         if not arguments.quick:
             common.write_result(
-                arguments.out, figures, paper=PAPER, table=speedups.rows(results), results=results, seeds=[0], versions=common.versions("numpy", "numba"),
+                arguments.out, figures, paper=PAPER, table=speedups.rows(results), results=results,
+                seeds=[0], versions=common.versions("numpy", "numba"),
                 data="factors of MovieLens-1M by implicit ALS, and synthetic vectors: smaller than the paper's",
             )  # fmt: skip
     for name, value in figures.items():

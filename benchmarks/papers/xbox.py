@@ -89,8 +89,9 @@ def main() -> None:
         figures |= found
         if not arguments.quick:
             common.write_result(
-                arguments.out, figures, paper=PAPER, table=speedups.rows(results), results=results, seeds=[0], versions=common.versions("numpy", "numba"),
-                data="factors of MovieLens-1M by implicit ALS, and synthetic vectors, in place of Xbox Movies and Yahoo!",
+                arguments.out, figures, paper=PAPER, table=speedups.rows(results), results=results,
+                seeds=[0], versions=common.versions("numpy", "numba"),
+                data="factors of MovieLens-1M by implicit ALS, and synthetic vectors, not Xbox Movies and Yahoo!",
             )  # fmt: skip
     for name, value in figures.items():
         print(f"{name}: {value:.2f}")

@@ -63,6 +63,9 @@ GRAPHS = ("faiss HNSW", "hnswlib", "usearch")
 EXACT = ("faiss Flat", "scann brute force", "scann brute force (core)")
 #: Efforts whose recall is below this are not timed.
 LEAST_RECALL = 0.6
+#: One with this recall has found everything; one slower than another of at least its recall by this factor, or than the
+#: scan by that one, is not timed again.
+ALL, AHEAD, HOPELESS = 0.9995, 1.3, 2.0
 
 
 def data_sets(quick: bool) -> dict[str, Callable[[], vectors.Vectors]]:
@@ -98,15 +101,26 @@ class Process:
             raise RuntimeError(f"{self.name}: {answer['error']}")
         return answer
 
-    def walk(self, efforts: Sequence[dict[str, Any]]) -> None:
-        """Finds the recalls of the efforts that are worth timing, up to one that finds everything."""
+    def walk(self, efforts: Sequence[dict[str, Any]], scan_us: float) -> None:
+        """Finds the efforts worth timing, and their recalls.
+
+        Left out are those that find too little, that ask for more than one which found everything, that take much
+        longer than a scan, or that another one beats by far in both.
+        """
+        tried: list[tuple[dict[str, Any], float, float]] = []
         for effort in efforts:
+            if any(
+                recall >= ALL and all(effort[key] >= value for key, value in less.items()) for less, recall, _ in tried
+            ):
+                continue
             recall = self.ask("check", effort=effort)["recall"]
             if recall >= LEAST_RECALL or len(efforts) == 1:
+                tried.append((effort, recall, self.ask("time", effort=effort, single=False)["us"]))
+        for effort, recall, us in tried:
+            beaten = any(other >= recall and AHEAD * time < us for _, other, time in tried)
+            if len(efforts) == 1 or not beaten and us < HOPELESS * scan_us:
                 self.efforts.append(effort)
                 self.recalls.append(recall)
-            if recall >= 0.9995:
-                break
 
     def times(self, single: bool) -> list[float]:
         return [self.ask("time", effort=effort, single=single)["us"] for effort in self.efforts]
@@ -140,6 +154,7 @@ def measure(
     row: dict[str, Any] = {"items": len(items), "dimension": items.shape[1], "queries": len(asked), "algorithms": {}}
     row["norm_variation"] = float(norms.std() / norms.mean())
     running: list[Process] = []
+    scan_us = float("inf")
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.npz"
         np.savez(data, items=items, queries=asked, truth=truth)
@@ -153,7 +168,9 @@ def measure(
             try:
                 process = Process(shown, module, python, data)
                 built = process.ask("build")
-                process.walk(built.pop("efforts"))
+                process.walk(built.pop("efforts"), scan_us)
+                if label == "tfkit Exact":
+                    scan_us = process.times(single=False)[0]
             except RuntimeError as error:
                 say(f"  {shown} left out: {error}")
                 row["algorithms"][shown] = {"error": str(error)}
@@ -270,14 +287,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="interpreter of the peers' environment")
     parser.add_argument("--only", nargs="+", default=[], help="algorithms to run")
-    parser.add_argument("--data", nargs="+", help="parts of the names of data sets to run")
+    parser.add_argument("--data", nargs="+", help="parts of the names of data sets to run; the others stay")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--quick", action="store_true", help="a small data set, nothing written")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "retrieval_peers.json")
     arguments = parser.parse_args()
     rows: dict[str, dict[str, Any]] = {}
+    if arguments.data and arguments.out.is_file() and not arguments.quick:
+        rows = json.loads(arguments.out.read_text(encoding="utf-8"))["results"]
     figures: dict[str, float] = {}
+    names = list(data_sets(arguments.quick))
     for name, load in data_sets(arguments.quick).items():
         if arguments.data and not any(part in name for part in arguments.data):
             continue
@@ -291,7 +311,8 @@ def main() -> None:
         rows[name] = measure(name, found, arguments.peer_python, arguments.only, queries, rounds)
         figures = figures_of(rows)
         if not arguments.quick:
-            plot(name, rows[name], PLOTS / f"retrieval_{len(rows)}.png")
+            rows = {label: rows[label] for label in names if label in rows}
+            plot(name, rows[name], PLOTS / f"retrieval_{names.index(name) + 1}.png")
             common.write_result(
                 arguments.out, figures, k=K, rounds=rounds, results=rows,
                 data={label: {key: row[key] for key in ("items", "dimension", "queries", "norm_variation")}

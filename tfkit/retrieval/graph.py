@@ -13,7 +13,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from tfkit.retrieval.kernels import dot, kernel, next_random, started
+from tfkit.retrieval.candidates import score_range
+from tfkit.retrieval.kernels import dot, kernel, next_random, sort_heaps, started
 
 #: Columns of what a build knows of each item: an offset, two scales and the added coordinate, see `similarity`.
 OFFSET, SCALE, SPREAD, ADDED = 0, 1, 2, 3
@@ -390,3 +391,45 @@ def explore(  # type: ignore[no-untyped-def]
         counts[i] = count
         computed[i] = total
     marks[links.shape[0]] = epoch
+
+
+@kernel
+def find_few(  # type: ignore[no-untyped-def]
+    queries,
+    bits,
+    seed,
+    items,
+    links,
+    upper,
+    first_row,
+    entry,
+    top,
+    starts,
+    prefix_items,
+    order,
+    length,
+    effort,
+    k,
+    marks,
+):
+    """Scans the prefix and explores the graph in one call, for so few queries that calls would take longer.
+
+    Args:
+        prefix_items: rows of the longest items, in their `order`.
+        length: how many of them are scanned.
+        k: items wanted.
+        queries, bits, seed, items, links, upper, first_row, entry, top, starts, effort, marks: as in `explore`.
+
+    Returns:
+        Scores and ids, each (queries, k); how many items each list holds, and the shortest; inner products computed.
+    """
+    width = max(k, effort)
+    scores, nodes = np.empty((queries.shape[0], width), np.float32), np.empty((queries.shape[0], width), np.int64)
+    counts, computed = np.zeros(queries.shape[0], np.int64), np.zeros(queries.shape[0], np.int64)
+    for i in range(queries.shape[0]):
+        counts[i] = score_range(queries[i], prefix_items, order, 0, length, scores[i], nodes[i], 0)
+    sort_heaps(scores, nodes, counts)
+    explore(queries, bits, seed, items, links, upper, first_row, entry, top, starts, order[:length], effort, scores,
+            nodes, counts, marks, computed)  # fmt: skip
+    computed += length
+    return scores[:, :k].copy(), nodes[:, :k].copy(), counts, counts.min(), computed

@@ -33,7 +33,6 @@ from tfkit.internal import checks
 from tfkit.retrieval import graph, kernels
 from tfkit.retrieval.base import Index, IndexFileError, SearchResult, expect
 from tfkit.retrieval.blas import FEW
-from tfkit.retrieval.candidates import score_range
 from tfkit.retrieval.exact import BLOCK_ITEMS, BLOCK_QUERIES
 from tfkit.retrieval.vectors import BLOCK_ROWS, norms_of
 
@@ -199,33 +198,34 @@ class NSW(Index):
             scores, ids, counts = kernels.empty_heaps(len(queries), k)
             self._scan(queries, count, scores, ids, counts)
             return SearchResult(scores, ids, np.ones(len(queries), bool)), np.full(len(queries), count, np.int64)
-        scores, ids, counts = kernels.empty_heaps(len(queries), max(k, ef))
-        self._scan(queries, first, scores, ids, counts)
-        computed = np.zeros(len(queries), np.int64)
-        if ef:
-            top = int(self.levels[self.entry]) if self.hierarchy else -1
-            marks = self._marks()
-            graph.explore(
-                queries, queries.view(np.uint32), self.seed % 2**63, self.items, self.links, self.upper, self.first_row,
-                self.entry, top, walks, self.order[:first], ef, scores, ids, counts, marks, computed,
-            )  # fmt: skip
-            self._spare.append(marks)
-        if scores.shape[1] > k:
+        top = int(self.levels[self.entry]) if self.hierarchy else -1
+        known = (self.items, self.links, self.upper, self.first_row, self.entry, top, walks)
+        bits, seed = queries.view(np.uint32), self.seed % 2**63
+        marks = self._marks() if ef else None
+        if ef and 0 < len(queries) <= FEW and first <= len(self.prefix_items):
+            scores, ids, counts, fewest, computed = graph.find_few(
+                queries, bits, seed, *known, self.prefix_items, self.order, first, ef, k, marks
+            )
+        else:
+            scores, ids, counts = kernels.empty_heaps(len(queries), max(k, ef))
+            self._scan(queries, first, scores, ids, counts)
+            computed = np.zeros(len(queries), np.int64)
+            if ef:
+                graph.explore(queries, bits, seed, *known, self.order[:first], ef, scores, ids, counts, marks, computed)
             scores, ids = np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(ids[:, :k])
-        if len(queries) and int(counts.min()) < k:  # Items of which no walk came to know, as if there were no links.
+            fewest = counts.min(initial=k)
+            computed += first
+        if marks is not None:
+            self._spare.append(marks)
+        if fewest < k:  # Items of which no walk came to know, as if there were no links.
             short = np.flatnonzero(counts < k)
             found = self._find(queries[short], k, count, None, None)[0]
             scores[short], ids[short] = found.scores, found.ids
             computed[short] += count
-        return SearchResult(scores, ids), computed + first
+        return SearchResult(scores, ids), computed
 
     def _scan(self, queries: np.ndarray, length: int, scores: np.ndarray, ids: np.ndarray, counts: np.ndarray) -> None:
         """Fills the heaps from the items of the largest norms, and sorts them."""
-        if len(queries) <= FEW and length <= len(self.prefix_items):
-            for row, query in enumerate(queries):
-                counts[row] = score_range(query, self.prefix_items, self.order, 0, length, scores[row], ids[row], 0)
-            kernels.sort_heaps(scores, ids, counts)
-            return
         whole = length == len(self.items)  # Then those as they are given need no gathering.
         for start in range(0, len(queries), BLOCK_QUERIES):
             part = np.arange(start, min(start + BLOCK_QUERIES, len(queries)))

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 from scann import scann_ops_pybind
 
-from benchmarks.peers.ann.base import Algorithm, Effort
-
-SHARES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)
+from benchmarks.peers.ann.base import Algorithm, Effort, leaves_and_rescore
 
 
 def tree(items: np.ndarray) -> Any:
@@ -25,11 +23,6 @@ def brute_force(items: np.ndarray) -> Any:
     return builder.score_brute_force().build()
 
 
-def efforts(items: int, k: int) -> list[dict[str, int]]:
-    leaves = round(math.sqrt(items))
-    return [{"leaves": max(1, round(s * leaves)), "rescore": int(k * min(100, 4 + 100 * s))} for s in SHARES]
-
-
 def search(index: Any, queries: np.ndarray, k: int, effort: Effort) -> np.ndarray:
     return index.search_batched(queries, k, effort.get("rescore"), effort.get("leaves"))[0].astype(np.int64)
 
@@ -39,6 +32,6 @@ def single(index: Any, query: np.ndarray, k: int, effort: Effort) -> np.ndarray:
 
 
 ALGORITHMS = {
-    "scann": Algorithm(tree, efforts, search, single),
+    "scann": Algorithm(tree, leaves_and_rescore, search, single),
     "scann brute force": Algorithm(brute_force, lambda items, k: [{}], search, single),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.peers.ann.base import WIDTHS, Algorithm, Effort, one_parameter
+from benchmarks.peers.ann.base import PROBES, WIDTHS, Algorithm, Effort, leaves_and_rescore, one_parameter
 from tfkit import retrieval
 
 
@@ -24,16 +24,9 @@ def budgets(items: int, k: int) -> list[Effort]:
     return [{"budget": int(share * items)} for share in shares if share * items >= k]
 
 
-def leaves_and_rescore(items: int, k: int) -> list[Effort]:
-    leaves = round(items**0.5)
-    shares = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5, 0.7, 1.0)
-    return [{"leaves": max(1, round(s * leaves)), "rescore": int(k * min(100, 4 + 100 * s))} for s in shares]
-
-
 def probes(items: int, k: int) -> list[Effort]:
-    return [
-        {"probes": p} for p in (2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768) if p * p <= items
-    ]
+    clusters = round(4 * items**0.5)
+    return [{"probes": p} for p in (*PROBES, 768, 1024) if p < clusters] + [{"probes": clusters}]
 
 
 ALGORITHMS = {
