@@ -1,9 +1,10 @@
 """Writes what is generated: `python docs/generate.py`. With `--check` it only says whether it is current.
 
-That is the table of methods in README.md, and docs/results.md (see results.py).
+That is the list of methods in README.md, docs/methods.md, which says more of each, and docs/results.md (see
+results.py).
 
-The table of methods is read from the sources, without importing them: a row for each module whose docstring has a
-`Paper:` paragraph and that defines a class or function which its package exports.
+The methods are read from the sources, without importing them: one for each module whose docstring has a `Paper:`
+paragraph and that defines a class or function which its package exports.
 """
 
 from __future__ import annotations
@@ -71,15 +72,38 @@ def methods(root: Path = ROOT) -> Iterator[Method]:
             yield Method(family, str(relative), title.rstrip("."), summary, public, paper, url[0].rstrip(".:"))
 
 
-def table(rows: list[Method]) -> str:
-    """Returns the Markdown table."""
-    lines = ["| family | method | in the code | paper |", "|---|---|---|---|"]
-    for row in rows:
-        what = f"**{row.title}**" + (f": {row.summary}" if row.summary else "")
-        names = ", ".join(f"`{name}`" for name in row.public)
-        cells = (row.family, what, f"[{names}]({row.path})", f"[{row.paper}]({row.url})")
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+def families(rows: list[Method]) -> dict[str, list[Method]]:
+    """Returns the methods of each family, in the order they came."""
+    return {
+        family: [row for row in rows if row.family == family] for family in dict.fromkeys(row.family for row in rows)
+    }
+
+
+def overview(rows: list[Method]) -> str:
+    """Returns a Markdown table with a row for each family: the titles of its methods, each a link to its code."""
+    lines = ["| family | methods |", "|---|---|"]
+    for family, some in families(rows).items():
+        lines.append(
+            f"| {family} | " + ", ".join(f"[{row.title}]({row.path})" for row in some).replace("|", "\\|") + " |"
+        )
     return "\n".join(lines)
+
+
+def page(rows: list[Method]) -> str:
+    """Returns the page of all methods: for each family a table of what they do, their names in the code and papers."""
+    parts = [
+        "# Methods",
+        "Written by `make docs` from the sources, where each module says how it differs from its paper.",
+    ]
+    for family, some in families(rows).items():
+        lines = ["| method | in the code | paper |", "|---|---|---|"]
+        for row in some:
+            what = f"**{row.title}**" + (f": {row.summary}" if row.summary else "")
+            names = ", ".join(f"`{name}`" for name in row.public)
+            cells = (what, f"[{names}](../{row.path})", f"[{row.paper}]({row.url})")
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        parts += [f"## {family}", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
 
 
 def updated(text: str, content: str) -> str:
@@ -97,9 +121,10 @@ def updated(text: str, content: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Writes, or with `--check` compares; returns the exit code."""
-    readme = ROOT / "README.md"
+    readme, rows = ROOT / "README.md", list(methods())
     pages = {
-        readme: updated(readme.read_text(encoding="utf-8"), table(list(methods()))),
+        readme: updated(readme.read_text(encoding="utf-8"), overview(rows)),
+        ROOT / "docs" / "methods.md": page(rows),
         ROOT / "docs" / "results.md": results.page(ROOT / "benchmarks" / "results"),
     }
     stale = [path for path, new in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != new]
