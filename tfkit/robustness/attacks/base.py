@@ -7,6 +7,7 @@ it to what an image file could hold if asked to, and asks the model again.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, final
 
@@ -69,35 +70,39 @@ class Attack(abc.ABC):
         self.batch_size = checks.integer("batch_size", batch_size, 1)
 
     @abc.abstractmethod
-    def run(self, model: Callable[[Any], Any], x: np.ndarray, y: np.ndarray, epsilon: float) -> tuple[Any, Any]:
+    def run(self, model: Callable[[Any], Any], x: np.ndarray, y: np.ndarray, epsilon: float | None) -> tuple[Any, Any]:
         """Searches. Returns the points found, like `x`, and the forward evaluations of each, (batch,)."""
 
     @final
-    def __call__(self, model: Any, x: Any, y: Any, *, epsilon: float) -> AdversarialResult:
+    def __call__(self, model: Any, x: Any, y: Any, *, epsilon: float | None) -> AdversarialResult:
         """Attacks each example.
 
         Args:
             model: a callable from inputs to logits, or a Keras model.
             x: (batch, ...), within the bounds.
             y: int, (batch,): true classes; the classes to reach if targeted.
-            epsilon: radius of the ball.
+            epsilon: radius of the ball; None for no ball: the nearest point that the attack finds.
 
         Raises:
             ValueError: an argument is not as above, or the model returns what cannot be logits.
         """
-        epsilon = checks.number("epsilon", epsilon, 0)
+        epsilon = None if epsilon is None else checks.number("epsilon", epsilon, 0)
         x, y = self._checked(x, y)
-        logits = as_logits(model)
-        first = np.asarray(logits(x[: self.batch_size]))
+        logits = self._open(model)
+        first = self._logits(logits, x[: self.batch_size])
         check_logits(first, min(len(x), self.batch_size))
         if y.min() < 0 or y.max() >= first.shape[1]:
             raise checks.error("y", f"classes from 0 to {first.shape[1] - 1}", y)
         found, queries = self.run(logits, x, y, epsilon)
-        x_adv = self._inside(x, np.asarray(found, np.float64), epsilon)
+        x_adv = self._inside(x, np.asarray(found, np.float64), math.inf if epsilon is None else epsilon)
         answers = self._logits(logits, x_adv)
         reached = np.argmax(answers, axis=1) == y
         success = (reached if self.targeted else ~reached) & np.isfinite(answers).all(axis=1)
         return AdversarialResult(x_adv, success, self._distance(x, x_adv), np.asarray(queries, np.int64))
+
+    def _open(self, model: Any) -> Callable[[Any], Any]:
+        """Returns the model as `run` may use it."""
+        return as_logits(model)
 
     def _checked(self, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         x, y = np.asarray(x, np.float32), np.asarray(y)

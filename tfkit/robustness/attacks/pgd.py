@@ -94,8 +94,10 @@ class PGD(Attack):
         if self.restarts > 1 and not self.random_start:
             raise checks.error("restarts", "1 without random starts", restarts, "Pass random_start=True.")
 
-    def run(self, model: Callable[[Any], Any], x: np.ndarray, y: np.ndarray, epsilon: float) -> tuple[Any, Any]:
+    def run(self, model: Callable[[Any], Any], x: np.ndarray, y: np.ndarray, epsilon: float | None) -> tuple[Any, Any]:
         """Climbs from each start in turn with the examples that no earlier one broke."""
+        if epsilon is None:
+            raise checks.error("epsilon", "a radius for PGD", epsilon, "Pass one.")
         row = x.shape[1:]
 
         @tf.function(
