@@ -68,7 +68,7 @@ def methods(root: Path = ROOT) -> Iterator[Method]:
             relative = path.relative_to(root)
             family = "export" if relative.parts[0] == "export" else ".".join(relative.parts[1:-1])
             paper = paragraph[: url.start()].strip(" ,.;(")
-            yield Method(family, str(relative), title.rstrip("."), summary, public, paper, url[0].rstrip("."))
+            yield Method(family, str(relative), title.rstrip("."), summary, public, paper, url[0].rstrip(".:"))
 
 
 def table(rows: list[Method]) -> str:

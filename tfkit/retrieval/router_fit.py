@@ -11,6 +11,7 @@ import numpy as np
 
 from tfkit.internal import checks
 from tfkit.retrieval import router_models, tuning
+from tfkit.retrieval.base import SearchResult
 from tfkit.retrieval.exact import Exact
 from tfkit.retrieval.router_choice import Features, Plan, cheapest, costs_after, set_price
 from tfkit.retrieval.router_report import Choice, RouterReport, Row, mixture_cost, single_cost
@@ -40,7 +41,7 @@ class Fit:
         self.learn, self.trade, self.held = order[:half], order[half : half + quarter], order[half + quarter :]
         self.queries = queries
         self.decided = order[: half + quarter]
-        self.truth = Exact().build(router.items).search(queries, self.k).ids
+        self.truth = Exact().build(router.items).search(queries, self.k)
         self.tried: list[tuple[str, dict[str, Any]]] = []
         self.recalls = np.empty((len(queries), 0))
         self.times = np.empty(0)
@@ -100,8 +101,7 @@ class Fit:
         self._tell(f"{name}: {', '.join(f'{key}={value}' for key, value in effort.items()) or 'searching'}")
         self.tried.append((name, dict(effort)))
         choice = len(self.tried) - 1
-        ids = self.router.indexes[name].search(self.queries, self.k, threads=1, **effort).ids
-        found = (ids[:, :, None] == self.truth[:, None]).any(axis=1).mean(axis=1)
+        found = tuning.recalls(self.router.indexes[name].search(self.queries, self.k, threads=1, **effort), self.truth)
         self.recalls = np.concatenate([self.recalls, found[:, None]], axis=1)
         self.times = np.append(self.times, self._time(lambda: self._search(choice)) / len(self.decided))
         return choice
@@ -225,11 +225,11 @@ class Fit:
 
     # The router itself, in turns with the best single choice.
 
-    def _final(self) -> tuple[float, float, np.ndarray]:
+    def _final(self) -> tuple[float, float, SearchResult]:
         rows, router = self.queries[self.held], self.router
         single = router.single
         index = router.indexes[single.name]
-        found = router.search(rows, threads=1).ids
+        found = router.search(rows, threads=1)
         times = [
             (
                 self._time(lambda: router.search(rows, threads=1)),
@@ -240,8 +240,8 @@ class Fit:
         routed, alone = np.median(times, axis=0) / len(rows)
         return float(routed), float(alone), found
 
-    def _recall_of(self, ids: np.ndarray) -> float:
-        return tuning.recall(ids, self.truth[self.held])
+    def _recall_of(self, found: SearchResult) -> float:
+        return tuning.recall(found, SearchResult(self.truth.scores[self.held], self.truth.ids[self.held]))
 
     def _choice(self, number: int) -> Choice:
         name, effort = self.tried[number]

@@ -365,9 +365,15 @@ def recall(found: SearchResult, truth: SearchResult) -> float:
     >>> recall(SearchResult(np.array([[5.0, 1.0]], np.float32), np.array([[2, 7]])), truth)
     0.5
     """
+    return float(recalls(found, truth).mean())
+
+
+def recalls(found: SearchResult, truth: SearchResult) -> np.ndarray:
+    """Returns the `recall` of each query, float64, (queries,)."""
     best = np.nan_to_num(truth.scores)  # Where float32 cannot hold them, the largest that it can.
     enough = best[:, -1:] - ROUNDING * np.abs(best).max(axis=1, keepdims=True)
-    return float(((found.ids >= 0) & (np.nan_to_num(found.scores) >= enough)).mean())
+    each: np.ndarray = ((found.ids >= 0) & (np.nan_to_num(found.scores) >= enough)).mean(axis=1)
+    return each
 
 
 def _free(path: str | os.PathLike[str], force: bool) -> Path:

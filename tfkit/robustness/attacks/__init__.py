@@ -7,6 +7,7 @@ from tfkit.robustness.attacks.black_box import BlackBoxAttack
 from tfkit.robustness.attacks.boundary import Boundary
 from tfkit.robustness.attacks.fgsm import FGSM
 from tfkit.robustness.attacks.hop_skip_jump import HopSkipJump
+from tfkit.robustness.attacks.momentum_iterative import MomentumIterative
 from tfkit.robustness.attacks.nes import NES
 from tfkit.robustness.attacks.opt_attack import OPTAttack
 from tfkit.robustness.attacks.oracle import BudgetExhaustedError, Oracle, TopK
@@ -26,6 +27,7 @@ __all__ = [
     "Boundary",
     "BudgetExhaustedError",
     "HopSkipJump",
+    "MomentumIterative",
     "OPTAttack",
     "Oracle",
     "SignOPT",

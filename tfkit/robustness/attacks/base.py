@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfkit.internal import checks
 from tfkit.robustness.attacks.models import as_logits, check_logits
-from tfkit.robustness.attacks.norms import NORMS, distances
+from tfkit.robustness.attacks.norms import NORMS, checked_bounds, distances
 
 
 class AdversarialResult(NamedTuple):
@@ -39,14 +39,18 @@ class Attack(abc.ABC):
     """Base of all attacks within a ball of a given radius.
 
     Args:
-        norm: of the ball: "linf", "l2" or "l1".
+        norm: of the ball: "linf", "l2" or "l1"; an attack may know fewer, or others.
         bounds: least and greatest value of an input.
         targeted: whether `y` are the classes to reach, not those to leave.
         seed: of all random choices.
         quantize_levels: levels of an input, evenly spaced over the bounds, 256 for 8-bit images; None for real numbers.
             The examples attacked must lie on them.
         batch_size: rows worked on together.
+        progress: called with the examples done and all of them.
     """
+
+    #: Norms that the attack knows.
+    norms: Sequence[str] = NORMS
 
     def __init__(
         self,
@@ -57,17 +61,17 @@ class Attack(abc.ABC):
         seed: int = 0,
         quantize_levels: int | None = None,
         batch_size: int = 512,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.norm = checks.choice("norm", norm, NORMS)
-        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2 or not bounds[0] < bounds[1]:
-            raise checks.error("bounds", "a pair (least, greatest)", bounds)
-        self.bounds = (checks.number("bounds", bounds[0]), checks.number("bounds", bounds[1]))
+        self.norm = checks.choice("norm", norm, self.norms)
+        self.bounds = checked_bounds(bounds)
         self.targeted = bool(targeted)
         self.seed = checks.integer("seed", seed, 0, 2**31 - 1)
         self.quantize_levels = (
             None if quantize_levels is None else checks.integer("quantize_levels", quantize_levels, 2)
         )
         self.batch_size = checks.integer("batch_size", batch_size, 1)
+        self.progress = progress
 
     @abc.abstractmethod
     def run(self, model: Callable[[Any], Any], x: np.ndarray, y: np.ndarray, epsilon: float | None) -> tuple[Any, Any]:
@@ -128,6 +132,9 @@ class Attack(abc.ABC):
         delta = np.clip(found, *self.bounds) - start
         if self.norm == "linf":
             delta = np.clip(delta, -epsilon, epsilon)
+        elif self.norm == "l0":
+            # Nothing between here and there has fewer coordinates changed.
+            delta[distances(delta, "l0") > epsilon] = 0
         else:
             delta *= np.minimum(1, epsilon / np.maximum(distances(delta, self.norm), 1e-300)).reshape(rows)
         if self.quantize_levels:

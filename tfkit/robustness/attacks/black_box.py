@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from tfkit.robustness.attacks.base import Attack
 from tfkit.robustness.attacks.norms import distances
 from tfkit.robustness.attacks.oracle import Oracle, TopK
 
-# A point counts as in the ball only if rounding cannot put it outside.
-_SLACK = 1 - 1e-6
+# How far, in units of the greatest input, rounding to float32 may carry a value.
+_ROUNDING = 1.2e-7
 
 
 class Search:
@@ -49,6 +49,12 @@ class Search:
     ) -> None:
         self.oracle, self.x, self.y, self.shape, self.examples = oracle, x, y, shape, examples
         self.allowance, self.radius, self.attack = allowance, radius, attack
+        # Where a search puts points: rounding leaves them in the ball.
+        self.inner = max(0.0, radius - _ROUNDING * max(abs(limit) for limit in attack.bounds))
+        if attack.quantize_levels is not None:
+            step = (attack.bounds[1] - attack.bounds[0]) / (attack.quantize_levels - 1)
+            self.inner = np.floor(radius / step + 1e-4) * step
+            self.radius = radius + 1e-4 * step if radius else 0.0
         self.queries = np.zeros(len(x), np.int64)
         self.best = x.copy()
         self.distance = np.full(len(x), math.inf)
@@ -56,7 +62,7 @@ class Search:
     def active(self, among: np.ndarray | None = None) -> np.ndarray:
         """Returns the rows that have queries left and are not done, of `among` if given."""
         rows = np.arange(len(self.x)) if among is None else among
-        return rows[(self.queries[rows] < self.allowance) & (self.distance[rows] > self.radius * _SLACK)]
+        return rows[(self.queries[rows] < self.allowance) & (self.distance[rows] > self.radius)]
 
     def left(self, rows: np.ndarray) -> int:
         """Returns the fewest queries that one of `rows` has left."""
@@ -140,10 +146,10 @@ class BlackBoxAttack(Attack):
     output = "labels"
     #: Whether the search needs a ball to stay in.
     needs_epsilon = False
-    norms: tuple[str, ...] = ("l2",)
+    norms: Sequence[str] = ("l2",)
 
     def __init__(self, *, max_queries: int = 10_000, norm: str = "l2", batch_size: int = 64, **settings: Any) -> None:
-        super().__init__(norm=checks.choice("norm", norm, self.norms), batch_size=batch_size, **settings)
+        super().__init__(norm=norm, batch_size=batch_size, **settings)
         self.max_queries = checks.integer("max_queries", max_queries, 1)
 
     @abc.abstractmethod

@@ -30,7 +30,7 @@ def antithetic(shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndar
 
 
 def search_gradient(losses: np.ndarray, noise: np.ndarray, sigma: float) -> np.ndarray:
-    """Returns the natural evolution strategies' estimate, (batch, features), from losses, (batch, samples), at noise."""
+    """Returns the estimate of the gradient, (batch, features), from losses, (batch, samples), at `noise`."""
     return np.asarray(np.einsum("bs,bsf->bf", losses.astype(noise.dtype), noise) / (sigma * losses.shape[1]))
 
 
@@ -100,7 +100,7 @@ class NES(BlackBoxAttack):
 
     def _query_limited(self, search: Search, rng: np.random.Generator) -> None:
         points, velocity = search.x.copy(), np.zeros_like(search.x)
-        step = np.full(len(points), self.relative_step * search.radius)
+        step = np.full(len(points), self.relative_step * search.inner)
         least, stale = np.full(len(points), np.inf), np.zeros(len(points), int)
         while len(rows := search.active()):
             gradient, loss = self._gradient(search, rows, points[rows], search.y, rng)
@@ -111,7 +111,7 @@ class NES(BlackBoxAttack):
             tired = rows[stale[rows] >= _PLATEAU]
             step[tired], stale[tired] = np.maximum(step[tired] / 2, 0.01 * search.radius), 0
             moved = points[rows] - step[rows, None].astype(np.float32) * np.sign(velocity[rows])
-            points[rows] = self._within(search, rows, moved, np.full(len(rows), search.radius))
+            points[rows] = self._within(search, rows, moved, np.full(len(rows), search.inner))
             search.adversarial(points[rows], rows)
 
     def _partial(self, search: Search, rng: np.random.Generator) -> None:
@@ -132,7 +132,7 @@ class NES(BlackBoxAttack):
             # Halves the step, then the ball's decrease, until the class stays.
             for attempt in range(8):
                 part = rows[waiting]
-                smaller = np.maximum(radius[part] - shrink[part], search.radius)
+                smaller = np.maximum(radius[part] - shrink[part], search.inner)
                 moved = points[part] - step[waiting, None].astype(np.float32) * np.sign(velocity[part])
                 moved = self._within(search, part, moved, smaller)
                 reached = self._reaches(search, moved, part, target)
@@ -191,6 +191,6 @@ class NES(BlackBoxAttack):
         return search_gradient(losses, noise, sigma), losses.mean(axis=1)
 
     def _within(self, search: Search, rows: np.ndarray, points: np.ndarray, radius: np.ndarray) -> np.ndarray:
-        limit = (radius * (1 - 1e-6)).astype(np.float32)[:, None]
+        limit = radius.astype(np.float32)[:, None]
         x = search.x[rows]
         return search.hold(np.clip(points, x - limit, x + limit))

@@ -112,8 +112,9 @@ class Oracle:
         counts = asked + np.pad(self.counts, (0, len(asked) - len(self.counts)))
         if self.budget is not None and (counts > self.budget).any():
             over = int(np.argmax(counts > self.budget))
+            left = self.budget - int(counts[over] - asked[over])
             raise BudgetExhaustedError(
-                f"Example {over} has {self.budget - int(counts[over] - asked[over])} of its {self.budget} queries left, "
+                f"Example {over} has {left} of its {self.budget} queries left, "
                 f"and {int(asked[over])} were asked. Raise `budget`, or ask less."
             )
         if self.total is not None and self.queries + len(points) > self.total:

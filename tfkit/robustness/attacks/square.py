@@ -69,7 +69,7 @@ class Square(BlackBoxAttack):
         # An image is (height, width, channels); whatever else there is, is one row.
         grid = search.shape if len(search.shape) == 3 else (1, int(np.prod(search.shape)), 1)
         x = search.x.reshape(-1, *grid)
-        start = self._stripes(x, search.radius, rng) if self.norm == "linf" else self._bumps(x, search.radius, rng)
+        start = self._stripes(x, search.inner, rng) if self.norm == "linf" else self._bumps(x, search.inner, rng)
         points = self._cut(search, x, start)
         loss = np.full(len(x), np.inf)
         loss[rows] = self._losses(search, points[rows], rows)
@@ -78,7 +78,7 @@ class Square(BlackBoxAttack):
         while len(rows := search.active(rows)):
             share = share_at(step, max(steps, 1), self.share)
             propose = self._squares if self.norm == "linf" else self._windows
-            proposed = self._cut(search, x, propose(x, points, rows, share, search.radius, rng), rows)
+            proposed = self._cut(search, x, propose(x, points, rows, share, search.inner, rng), rows)
             losses = self._losses(search, proposed, rows)
             better = losses < loss[rows]
             points[rows[better]], loss[rows[better]] = proposed[better], losses[better]
@@ -96,9 +96,9 @@ class Square(BlackBoxAttack):
         if self.norm == "l2":
             delta = points - x[rows]
             length = np.sqrt((delta.reshape(len(delta), -1) ** 2).sum(axis=1)).reshape(-1, 1, 1, 1)
-            points = x[rows] + delta * np.minimum(1, search.radius * (1 - 1e-6) / np.maximum(length, 1e-12))
+            points = x[rows] + delta * np.minimum(1, search.inner / np.maximum(length, 1e-12))
         else:
-            points = np.clip(points, x[rows] - search.radius, x[rows] + search.radius)
+            points = np.clip(points, x[rows] - search.inner, x[rows] + search.inner)
         return search.hold(points)
 
     def _stripes(self, x: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:

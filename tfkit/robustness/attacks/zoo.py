@@ -62,7 +62,7 @@ def interpolation(small: int, large: int) -> np.ndarray:
 
 
 def pooled(change: np.ndarray, grid: tuple[int, int, int], window: int = 4) -> np.ndarray:
-    """Returns the greatest magnitude in each coordinate's window, (batch, coordinates): how likely it is to be drawn."""
+    """Returns the greatest magnitude in the window of each coordinate, (batch, coordinates)."""
     height, width, channels = grid
     padded = np.pad(np.abs(change).reshape(-1, *grid), ((0, 0), (0, -height % window), (0, -width % window), (0, 0)))
     blocks = padded.reshape(len(change), padded.shape[1] // window, window, padded.shape[2] // window, window, channels)
@@ -82,8 +82,8 @@ class ZOO(BlackBoxAttack):
         search_steps: values of the constant that the queries are shared by.
         confidence: margin, in log-probability, by which the wrong class must lead.
         importance: whether coordinates are drawn by how much those near them have changed.
-        hierarchy: heights (and widths) of the attack space, in turn, each for an equal share of a constant's steps; None
-            for that of the image. Only for images, (height, width, channels).
+        hierarchy: heights (and widths) of the attack space, in turn, each for an equal share of the first constant's
+            steps; None for that of the image. Only for images, (height, width, channels).
         **settings: of `BlackBoxAttack`.
     """
 

@@ -117,6 +117,7 @@ class AlphaCrown(Method):
         start: dict[str, np.ndarray] = {}
         for site in sites:
             node = network.nodes[site]
+            assert isinstance(node, Activation)
             source = node.inputs[0]
             least, largest = (np.asarray(v) for v in node.derivative_range(bounds.low[source], bounds.high[source]))
             width = np.where(largest > least, largest - least, 1.0)

@@ -127,7 +127,9 @@ class _Program:
         self.order, self.relaxed = order, relaxed
         problem = network.problem(x, np.array([epsilon]), order, clip, "real")
         region, bounds = network.intermediate(problem)
-        self.low, self.high, self.whole = [], [], []
+        self.low: list[float] = []
+        self.high: list[float] = []
+        self.whole: list[int] = []
         self.start: list[int] = []
         self.entries: list[tuple[list[int], list[float], float, float]] = []
         for position in range(len(nodes)):

@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfkit.robustness.certification import propagation, reading
+from tfkit.robustness.certification.activations import Activation
+from tfkit.robustness.certification.maximum import Maximum
 from tfkit.robustness.certification.nodes import Linear
 from tfkit.robustness.certification.propagation import Bounds, Row, Setting
 from tfkit.robustness.certification.region import Ball, Clip, ball, dual_norm
@@ -87,6 +89,7 @@ class Network:
                 constant = node.constant(tf.float64)
                 values[position] = node.apply(given) if constant is None else node.apply(given) + constant
             else:
+                assert isinstance(node, (Activation, Maximum))
                 values[position] = node.value(given[0])
         return values[self.last].numpy().reshape(len(x), -1)
 
@@ -199,9 +202,9 @@ class Network:
         """Bounds what an activation reads backwards, where that can matter, in chunks of its numbers."""
         nodes = self.nodes
         low, high = (np.array(side[target]) for side in (bounds.low, bounds.high))
-        undecided = np.zeros(low.shape, bool)
+        undecided: np.ndarray = np.zeros(low.shape, bool)
         for node in nodes:
-            if not isinstance(node, Linear) and node.inputs == (target,):
+            if isinstance(node, (Activation, Maximum)) and node.inputs == (target,):
                 undecided |= np.asarray(node.undecided(low, high))
         undecided = undecided.reshape(len(low), -1)
         counts = undecided.sum(1)

@@ -96,6 +96,7 @@ def advance(
             interval = linear_range(node, low, high, setting.arithmetic)
             bounds.low[position], bounds.high[position], bounds.error[position] = interval
             continue
+        assert isinstance(node, (Activation, Maximum))
         least, largest = node.range(low[0], high[0])
         if isinstance(node, Maximum):
             lines = node.lines(low[0], high[0]) if need_lines else None

@@ -154,8 +154,9 @@ def certify(
     seconds = time.perf_counter() - started
     radii = np.concatenate([part.radius for part in found])
     if epsilons is None:
-        epsilons = np.linspace(0, radii.max(), 11)[1:] if radii.max() > 0 else [0.0]
-    levels = np.asarray([checks.number("epsilons", float(epsilon), 0) for epsilon in epsilons])
+        levels = np.linspace(0, radii.max(), 11)[1:] if radii.max() > 0 else np.zeros(1)
+    else:
+        levels = np.asarray([checks.number("epsilons", float(epsilon), 0) for epsilon in epsilons])
     right = network.forward(x).argmax(1) == y
     certified = [float(np.mean(right & (radii >= level) & (radii > 0))) for level in levels]
     attacked = None
