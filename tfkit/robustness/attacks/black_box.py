@@ -185,4 +185,6 @@ class BlackBoxAttack(Attack):
             if len(search.active()):
                 self.search(search, np.random.default_rng([self.seed, at]))
             found[part], queries[part] = search.best, search.queries
+            if self.progress is not None:
+                self.progress(int(part[-1]) + 1, len(x))
         return found.reshape(x.shape), queries

@@ -3,7 +3,7 @@
 Paper: Chen, Zhang, Sharma, Yi, Hsieh. ZOO: Zeroth Order Optimization Based Black-box Attacks to Deep Neural Networks
 without Training Substitute Models. AISec 2017, https://arxiv.org/abs/1708.03999
 
-Differs: each value of the constant goes on from where the one before ended, and its search ends with the queries. The
+Differs: the constant follows success from step to step; a binary search would spend the queries several times. The
 box is kept by clipping.
 """
 
@@ -20,6 +20,8 @@ from tfkit.robustness.attacks.scores import margin
 
 SOLVERS = ("adam", "newton")
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+# What the learning rate falls to, of what it begins with.
+_LAST_RATE = 0.1
 
 
 def differences(plus: np.ndarray, minus: np.ndarray, centre: np.ndarray, h: float) -> tuple[np.ndarray, np.ndarray]:
@@ -76,14 +78,15 @@ class ZOO(BlackBoxAttack):
     Args:
         solver: "adam" or "newton".
         coordinates: a step, each of which costs two queries.
-        rate: learning rate, in units of the inputs.
+        rate: first learning rate, that falls to a tenth; None for 0.06 with Adam and 0.2 with Newton. No Newton step is
+            longer than it.
         h: of the differences, in units of the inputs.
         constant: first weight of the margin beside the squared distance.
-        search_steps: values of the constant that the queries are shared by.
+        adaptation: by which share the constant rises after a step that is not adversarial, and falls after one that is.
         confidence: margin, in log-probability, by which the wrong class must lead.
         importance: whether coordinates are drawn by how much those near them have changed.
-        hierarchy: heights (and widths) of the attack space, in turn, each for an equal share of the first constant's
-            steps; None for that of the image. Only for images, (height, width, channels).
+        hierarchy: heights (and widths) of the attack space, in turn, each for an equal share of the steps; None
+            for that of the image. Only for images, (height, width, channels).
         **settings: of `BlackBoxAttack`.
     """
 
@@ -93,10 +96,10 @@ class ZOO(BlackBoxAttack):
         self,
         solver: str = "adam",
         coordinates: int = 128,
-        rate: float = 0.02,
+        rate: float | None = None,
         h: float = 1e-3,
-        constant: float = 1.0,
-        search_steps: int = 6,
+        constant: float = 3.0,
+        adaptation: float = 0.1,
         confidence: float = 0.0,
         importance: bool = True,
         hierarchy: Sequence[int] | None = None,
@@ -107,10 +110,11 @@ class ZOO(BlackBoxAttack):
         super().__init__(max_queries=max_queries, **settings)
         self.solver = checks.choice("solver", solver, SOLVERS)
         self.coordinates = checks.integer("coordinates", coordinates, 1)
-        self.rate = checks.number("rate", rate, 1e-9)
+        default = 0.06 if self.solver == "adam" else 0.2
+        self.rate = default if rate is None else checks.number("rate", rate, 1e-9)
         self.h = checks.number("h", h, 1e-9)
         self.constant = checks.number("constant", constant, 1e-9)
-        self.search_steps = checks.integer("search_steps", search_steps, 1)
+        self.adaptation = checks.number("adaptation", adaptation, 0, 0.5)
         self.confidence = checks.number("confidence", confidence, 0)
         self.importance = bool(importance)
         self.hierarchy = None if hierarchy is None else [checks.integer("hierarchy", size, 1) for size in hierarchy]
@@ -118,33 +122,29 @@ class ZOO(BlackBoxAttack):
             raise checks.error("hierarchy", "sizes that grow", hierarchy)
 
     def search(self, search: Search, rng: np.random.Generator) -> None:
-        """Descends for each constant in turn; success lowers the constant, failure raises it."""
+        """Descends in each attack space in turn, and lets the constant follow success."""
         image = len(search.shape) == 3
         if self.hierarchy is not None and not image:
             raise checks.error("hierarchy", "None where inputs are no images", self.hierarchy)
         grid = search.shape if image else (1, int(np.prod(search.shape)), 1)
         sizes = self.hierarchy or [0]
-        features = search.x.shape[1]
-        constant, low, high = (np.full(len(search.x), value) for value in (self.constant, 0.0, np.inf))
-        values, space = np.zeros_like(search.x, dtype=np.float64), _Space(grid, sizes[0])
-        values = values[:, : space.coordinates]
-        cost = 2 * min(self.coordinates, features) + 1
-        steps = max(1, (search.allowance - 1) // (cost * self.search_steps * len(sizes)))
-        for stage in range(self.search_steps):
-            reached = np.zeros(len(search.x), bool)
-            for size in sizes if stage == 0 else sizes[-1:]:
-                finer = _Space(grid, size)
-                values, space = finer.take_over(space, values), finer
-                state = [np.zeros(values.shape) for _ in range(3)]
-                for _ in range(steps * (len(sizes) if stage else 1)):
-                    rows = search.active()
-                    if not len(rows) or search.left(rows) < 3:
-                        break
-                    reached[rows] |= self._step(search, rows, values, space, state, constant, rng)
-            high = np.where(reached, np.minimum(high, constant), high)
-            low = np.where(reached, low, np.maximum(low, constant))
-            middle = np.where(np.isfinite(high), np.sqrt(np.maximum(low, high / 100) * high), constant * 10)
-            constant = np.minimum(middle, 1e6)
+        constant = np.full(len(search.x), self.constant)
+        space = _Space(grid, sizes[0])
+        values = np.zeros((len(search.x), space.coordinates))
+        cost = 2 * min(self.coordinates, search.x.shape[1]) + 1
+        steps = max(1, search.allowance // (cost * len(sizes)))
+        for place, size in enumerate(sizes):
+            finer = _Space(grid, size)
+            values, space = finer.take_over(space, values), finer
+            state = [np.zeros(values.shape) for _ in range(3)]
+            for step in range(steps if place + 1 < len(sizes) else search.allowance):
+                rows = search.active()
+                if not len(rows) or search.left(rows) < 3:
+                    break
+                done = min(1.0, (place * steps + step) / (len(sizes) * steps))
+                rate = self.rate * (1 - (1 - _LAST_RATE) * done)
+                reached = self._step(search, rows, values, space, state, constant, rate, rng)
+                constant[rows] *= np.where(reached, 1 - self.adaptation, 1 + self.adaptation)
 
     def _step(
         self,
@@ -154,6 +154,7 @@ class ZOO(BlackBoxAttack):
         space: _Space,
         state: list[np.ndarray],
         constant: np.ndarray,
+        rate: float,
         rng: np.random.Generator,
     ) -> np.ndarray:
         """Moves some coordinates of each row; returns whether the points before were adversarial."""
@@ -167,7 +168,11 @@ class ZOO(BlackBoxAttack):
         keys = np.log(weights) + rng.gumbel(size=weights.shape)
         chosen = np.argpartition(-keys, count - 1, axis=1)[:, :count]
         base = space.points(values[rows])  # (rows, features)
-        probes = self.h * space.columns(chosen)  # (rows, count, features)
+        h = self.h
+        if self.quantize_levels is not None:
+            # A smaller difference would be rounded away.
+            h = max(h, (self.bounds[1] - self.bounds[0]) / (self.quantize_levels - 1))
+        probes = h * space.columns(chosen)  # (rows, count, features)
         delta = np.concatenate([base[:, None], base[:, None] + probes, base[:, None] - probes], axis=1)
         each = 2 * count + 1
         repeated = np.repeat(rows, each)
@@ -178,15 +183,13 @@ class ZOO(BlackBoxAttack):
         gap = np.maximum(margin(scores.astype(np.float64), search.y[repeated], self.targeted), -self.confidence)
         squared = ((held - search.x[repeated]).astype(np.float64) ** 2).sum(axis=1)
         objective = (squared + constant[repeated] * gap).reshape(len(rows), each)
-        gradient, curvature = differences(
-            objective[:, 1 : count + 1], objective[:, count + 1 :], objective[:, :1], self.h
-        )
+        gradient, curvature = differences(objective[:, 1 : count + 1], objective[:, count + 1 :], objective[:, :1], h)
         at = (rows[:, None], chosen)
         if self.solver == "adam":
-            step, state[0][at], state[1][at] = adam_step(state[0][at], state[1][at], state[2][at], gradient, self.rate)
+            step, state[0][at], state[1][at] = adam_step(state[0][at], state[1][at], state[2][at], gradient, rate)
             state[2][at] += 1
         else:
-            step = np.clip(newton_step(gradient, curvature, self.rate * 10), -self.rate * 10, self.rate * 10)
+            step = np.clip(newton_step(gradient, curvature, rate), -rate, rate)
         values[at] += step
         if space.whole:
             # At full size a coordinate is a pixel: it stays where the box lets it.
