@@ -32,7 +32,8 @@ from benchmarks.common import say
 from benchmarks.networks import kept
 from tfkit import data
 from tfkit.robustness import defenses
-from tfkit.robustness.defenses import perturbation
+from tfkit.robustness.attacks.gradients import climb
+from tfkit.robustness.attacks.norms import random_start
 
 EPSILON = 0.2
 RADII = (0.0, 0.05, 0.1, 0.2)
@@ -93,8 +94,8 @@ def accuracy_by_radius(
         def loss(found: Any) -> Any:
             return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, attacked(found)))
 
-        start = points + perturbation.random_start(tf.shape(points), radius, "linf", seed)
-        return perturbation.ascend(loss, points, start, radius, radius / 10, 40, "linf", (0.0, 1.0))
+        start = points + random_start(tf.shape(points), radius, "linf", seed)
+        return climb(loss, points, start, radius, radius / 10, 40, "linf", (0.0, 1.0))
 
     def right(found: Any) -> np.ndarray:
         return np.asarray(answers(found)).argmax(axis=1) == y

@@ -31,7 +31,9 @@ from benchmarks import common
 from benchmarks.common import say
 from benchmarks.networks import Shifted, kept
 from tfkit import data
-from tfkit.robustness.defenses import AdversarialTraining, perturbation
+from tfkit.robustness.attacks.gradients import climb
+from tfkit.robustness.attacks.norms import random_start
+from tfkit.robustness.defenses import AdversarialTraining
 
 EPSILON = 0.3
 #: Table 1 of the paper: accuracy in percent, clean and under PGD with 40 steps and 20 restarts.
@@ -103,8 +105,8 @@ def attacked(model: keras.Model, x: np.ndarray, y: np.ndarray, restarts: int, st
             scores = model(found, training=False)
             return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scores))
 
-        start = points + perturbation.random_start(tf.shape(points), EPSILON, "linf", seed)
-        found = perturbation.ascend(loss, points, start, EPSILON, 0.01, steps, "linf", (0.0, 1.0))
+        start = points + random_start(tf.shape(points), EPSILON, "linf", seed)
+        found = climb(loss, points, start, EPSILON, 0.01, steps, "linf", (0.0, 1.0))
         return right(found)
 
     standing = right(points).numpy()

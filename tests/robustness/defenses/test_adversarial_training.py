@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfkit.robustness import defenses
-from tfkit.robustness.defenses import perturbation
+from tfkit.robustness.attacks import norms
 from tfkit.robustness.defenses.trades import kl_divergence
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -184,9 +184,9 @@ def test_catastrophic_overfitting_stops_and_restores(points):
     assert float(watch._accuracy()) == pytest.approx(max(watch.accuracies))
 
 
-@pytest.mark.parametrize("norm", perturbation.NORMS)
+@pytest.mark.parametrize("norm", ("linf", "l2"))
 def test_random_starts_fill_the_ball(norm):
-    start = perturbation.random_start(tf.constant([4000, 2]), 0.5, norm, tf.constant([1, 2])).numpy()
+    start = norms.random_start(tf.constant([4000, 2]), 0.5, norm, tf.constant([1, 2])).numpy()
     size = np.abs(start).max(axis=1) if norm == "linf" else np.linalg.norm(start, axis=1)
     assert size.max() <= 0.5 + 1e-6
     # Uniform in two dimensions: a quarter lies within half of the radius. Five deviations of a binomial share.
@@ -195,8 +195,8 @@ def test_random_starts_fill_the_ball(norm):
 
 def test_projection():
     delta = tf.constant([[3.0, 4.0], [0.3, 0.4]])
-    np.testing.assert_allclose(perturbation.project(delta, 1.0, "l2"), [[0.6, 0.8], [0.3, 0.4]], rtol=1e-6)
-    np.testing.assert_allclose(perturbation.project(delta, 1.0, "linf"), [[1, 1], [0.3, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(norms.project(delta, 1.0, "l2"), [[0.6, 0.8], [0.3, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(norms.project(delta, 1.0, "linf"), [[1, 1], [0.3, 0.4]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

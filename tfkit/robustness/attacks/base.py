@@ -7,6 +7,7 @@ it to what an image file could hold if asked to, and asks the model again.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, final
 
@@ -15,7 +16,7 @@ import tensorflow as tf
 
 from tfkit.internal import checks
 from tfkit.robustness.attacks.models import as_logits, check_logits
-from tfkit.robustness.attacks.norms import NORMS, distances
+from tfkit.robustness.attacks.norms import NORMS, checked_bounds, distances
 
 
 class AdversarialResult(NamedTuple):
@@ -38,14 +39,18 @@ class Attack(abc.ABC):
     """Base of all attacks within a ball of a given radius.
 
     Args:
-        norm: of the ball: "linf", "l2" or "l1".
+        norm: of the ball: "linf", "l2" or "l1"; an attack may know fewer, or others.
         bounds: least and greatest value of an input.
         targeted: whether `y` are the classes to reach, not those to leave.
         seed: of all random choices.
         quantize_levels: levels of an input, evenly spaced over the bounds, 256 for 8-bit images; None for real numbers.
             The examples attacked must lie on them.
         batch_size: rows worked on together.
+        progress: called with the examples done and all of them.
     """
+
+    #: Norms that the attack knows.
+    norms: Sequence[str] = NORMS
 
     def __init__(
         self,
@@ -56,48 +61,52 @@ class Attack(abc.ABC):
         seed: int = 0,
         quantize_levels: int | None = None,
         batch_size: int = 512,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.norm = checks.choice("norm", norm, NORMS)
-        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2 or not bounds[0] < bounds[1]:
-            raise checks.error("bounds", "a pair (least, greatest)", bounds)
-        self.bounds = (checks.number("bounds", bounds[0]), checks.number("bounds", bounds[1]))
+        self.norm = checks.choice("norm", norm, self.norms)
+        self.bounds = checked_bounds(bounds)
         self.targeted = bool(targeted)
         self.seed = checks.integer("seed", seed, 0, 2**31 - 1)
         self.quantize_levels = (
             None if quantize_levels is None else checks.integer("quantize_levels", quantize_levels, 2)
         )
         self.batch_size = checks.integer("batch_size", batch_size, 1)
+        self.progress = progress
 
     @abc.abstractmethod
-    def run(self, model: Callable[[Any], Any], x: np.ndarray, y: np.ndarray, epsilon: float) -> tuple[Any, Any]:
+    def run(self, model: Callable[[Any], Any], x: np.ndarray, y: np.ndarray, epsilon: float | None) -> tuple[Any, Any]:
         """Searches. Returns the points found, like `x`, and the forward evaluations of each, (batch,)."""
 
     @final
-    def __call__(self, model: Any, x: Any, y: Any, *, epsilon: float) -> AdversarialResult:
+    def __call__(self, model: Any, x: Any, y: Any, *, epsilon: float | None) -> AdversarialResult:
         """Attacks each example.
 
         Args:
             model: a callable from inputs to logits, or a Keras model.
             x: (batch, ...), within the bounds.
             y: int, (batch,): true classes; the classes to reach if targeted.
-            epsilon: radius of the ball.
+            epsilon: radius of the ball; None for no ball: the nearest point that the attack finds.
 
         Raises:
             ValueError: an argument is not as above, or the model returns what cannot be logits.
         """
-        epsilon = checks.number("epsilon", epsilon, 0)
+        epsilon = None if epsilon is None else checks.number("epsilon", epsilon, 0)
         x, y = self._checked(x, y)
-        logits = as_logits(model)
-        first = np.asarray(logits(x[: self.batch_size]))
+        logits = self._open(model)
+        first = self._logits(logits, x[: self.batch_size])
         check_logits(first, min(len(x), self.batch_size))
         if y.min() < 0 or y.max() >= first.shape[1]:
             raise checks.error("y", f"classes from 0 to {first.shape[1] - 1}", y)
         found, queries = self.run(logits, x, y, epsilon)
-        x_adv = self._inside(x, np.asarray(found, np.float64), epsilon)
+        x_adv = self._inside(x, np.asarray(found, np.float64), math.inf if epsilon is None else epsilon)
         answers = self._logits(logits, x_adv)
         reached = np.argmax(answers, axis=1) == y
         success = (reached if self.targeted else ~reached) & np.isfinite(answers).all(axis=1)
         return AdversarialResult(x_adv, success, self._distance(x, x_adv), np.asarray(queries, np.int64))
+
+    def _open(self, model: Any) -> Callable[[Any], Any]:
+        """Returns the model as `run` may use it."""
+        return as_logits(model)
 
     def _checked(self, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         x, y = np.asarray(x, np.float32), np.asarray(y)
@@ -123,6 +132,9 @@ class Attack(abc.ABC):
         delta = np.clip(found, *self.bounds) - start
         if self.norm == "linf":
             delta = np.clip(delta, -epsilon, epsilon)
+        elif self.norm == "l0":
+            # Nothing between here and there has fewer coordinates changed.
+            delta[distances(delta, "l0") > epsilon] = 0
         else:
             delta *= np.minimum(1, epsilon / np.maximum(distances(delta, self.norm), 1e-300)).reshape(rows)
         if self.quantize_levels:

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tfkit.internal import checks
+
 NORMS = ("linf", "l2", "l1")
 _TINY = 1e-12
 
 
+def checked_bounds(bounds: Sequence[float]) -> tuple[float, float]:
+    """Returns the least and the greatest value of an input.
+
+    Raises:
+        ValueError: they are not two numbers in ascending order.
+    """
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        raise checks.error("bounds", "a pair (least, greatest)", bounds)
+    low, high = checks.number("bounds", bounds[0]), checks.number("bounds", bounds[1])
+    if not low < high:
+        raise checks.error("bounds", "a pair (least, greatest)", bounds)
+    return low, high
+
+
 def distances(delta: np.ndarray, norm: str) -> np.ndarray:
-    """Returns the norm of each row of `delta`, (batch, ...), as float64, (batch,)."""
+    """Returns the norm of each row of `delta`, (batch, ...), as float64, (batch,); "l0" counts what is not zero."""
     flat = np.abs(np.asarray(delta, np.float64).reshape(len(delta), -1))
     if norm == "linf":
         return flat.max(axis=1)
+    if norm == "l0":
+        return (flat > 0).sum(axis=1).astype(np.float64)
     return flat.sum(axis=1) if norm == "l1" else np.sqrt((flat**2).sum(axis=1))
 
 

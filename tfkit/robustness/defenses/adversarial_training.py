@@ -18,7 +18,8 @@ import keras
 import tensorflow as tf
 
 from tfkit.internal import checks
-from tfkit.robustness.defenses import perturbation
+from tfkit.robustness.attacks.gradients import climb
+from tfkit.robustness.attacks.norms import NORMS, checked_bounds, random_start
 
 Loss = Callable[[Any], Any]
 
@@ -100,13 +101,13 @@ class AdversarialTraining(keras.Model):
             raise checks.error("model", "a built Keras model with one input", model)
         self.model = model
         self.epsilon = checks.number("epsilon", epsilon, 0)
-        self.norm = checks.choice("norm", norm, perturbation.NORMS)
+        self.norm = checks.choice("norm", norm, NORMS)
         self.steps = checks.integer("steps", steps, 1)
         self.step_size = None if step_size is None else checks.number("step_size", step_size, 0)
         self.random_start = bool(random_start)
         self.clean_weight = checks.number("clean_weight", clean_weight, 0, 1)
         self.warmup_steps = checks.integer("warmup_steps", warmup_steps, 0)
-        self.bounds = perturbation.checked_bounds(bounds)
+        self.bounds = checked_bounds(bounds)
         self.seed = seed
         self.draws = keras.random.SeedGenerator(seed)
         self.adversarial_metrics = AdversarialMetrics()
@@ -200,8 +201,8 @@ class AdversarialTraining(keras.Model):
         if start is None:
             start = x
             if self.random_start:
-                start = x + perturbation.random_start(tf.shape(x), epsilon, self.norm, self._next_seed())
-        return perturbation.ascend(loss, x, start, epsilon, step * epsilon, self.steps, self.norm, self.bounds)
+                start = x + random_start(tf.shape(x), epsilon, self.norm, self._next_seed())
+        return climb(loss, x, start, epsilon, step * epsilon, self.steps, self.norm, self.bounds)
 
     def _next_seed(self) -> Any:
         return tf.cast(self.draws.next(), "int32")

@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfkit.internal import checks
-from tfkit.robustness.defenses import perturbation
+from tfkit.robustness.attacks.gradients import climb
+from tfkit.robustness.attacks.norms import random_start
 from tfkit.robustness.defenses.adversarial_training import AdversarialTraining
 
 #: Step of the paper, in units of epsilon.
@@ -80,9 +81,9 @@ class CatastrophicOverfitting(keras.callbacks.Callback):
                 return model.compute_loss(points, self.y, model.model(points, training=False), training=False)
 
             seed = tf.constant([self.seed, 1])
-            start = self.x + perturbation.random_start(tf.shape(self.x), model.epsilon, model.norm, seed)
+            start = self.x + random_start(tf.shape(self.x), model.epsilon, model.norm, seed)
             step = 2.5 * model.epsilon / self.steps
-            found = perturbation.ascend(loss, self.x, start, model.epsilon, step, self.steps, model.norm, model.bounds)
+            found = climb(loss, self.x, start, model.epsilon, step, self.steps, model.norm, model.bounds)
             right = tf.argmax(model.model(found, training=False), axis=-1, output_type=self.y.dtype) == self.y
             return tf.reduce_mean(tf.cast(right, tf.float32))
 

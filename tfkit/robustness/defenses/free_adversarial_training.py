@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfkit.internal import checks
-from tfkit.robustness.defenses import perturbation
+from tfkit.robustness.attacks.norms import project, steepest
 from tfkit.robustness.defenses.adversarial_training import AdversarialTraining
 
 
@@ -68,7 +68,7 @@ class FreeAdversarialTraining(AdversarialTraining):
             delta = tf.identity(self.delta.value)[:count]
         clean = self.model(x, training=False)
         for _ in range(self.replays):
-            points = tf.clip_by_value(x + perturbation.project(delta, epsilon, self.norm), *self.bounds)
+            points = tf.clip_by_value(x + project(delta, epsilon, self.norm), *self.bounds)
             with tf.GradientTape() as tape:
                 tape.watch(points)
                 predicted = self.model(points, training=True)
@@ -76,9 +76,7 @@ class FreeAdversarialTraining(AdversarialTraining):
                 scaled = self.optimizer.scale_loss(value)
             weights = self.trainable_variables
             slope, gradients = tape.gradient(scaled, (points, [weight.value for weight in weights]))
-            delta = perturbation.project(
-                points - x + step * perturbation.steepest(slope, self.norm), epsilon, self.norm
-            )
+            delta = project(points - x + step * steepest(slope, self.norm), epsilon, self.norm)
             self.optimizer.apply(gradients, weights)
         self.delta.assign(tf.concat([delta, self.delta.value[count:]], axis=0))
         return self._logs(x, y, sample_weight, value, clean, predicted)
