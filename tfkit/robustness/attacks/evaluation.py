@@ -66,7 +66,7 @@ def evaluate(
         raise checks.error("epsilons", "one radius or more", epsilons)
     radii = sorted({checks.number("epsilons", float(epsilon), 1e-12) for epsilon in epsilons})
     checks.choice("norm", norm, ("linf", "l2"))
-    settings = {"norm": norm, "bounds": bounds, "seed": seed, "batch_size": batch_size}
+    settings: dict[str, Any] = {"norm": norm, "bounds": bounds, "seed": seed, "batch_size": batch_size}
     gradient = {**settings, "samples": samples}
     logits = as_logits(model)
     x, y = np.asarray(x, np.float32), np.asarray(y)

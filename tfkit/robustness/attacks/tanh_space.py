@@ -124,10 +124,11 @@ class TanhSpaceAttack(MinimalAttack):
         """Works on the rows of a batch until each has had its last problem."""
         row = x.shape[1:]
         work = self.graph("iterate", row, lambda: self._compile(model))
-        cut = self.graph(
-            "shorten", row, lambda: tf.function(lambda *a: self.shorten(model, *a, self.halvings, self.confidence),
-            reduce_retracing=True)
-        )  # fmt: skip
+
+        def shorten(x: Any, y: Any, found: Any) -> Any:
+            return self.shorten(model, x, y, found, self.halvings, self.confidence)
+
+        cut = self.graph("shorten", row, lambda: tf.function(shorten, reduce_retracing=True))
         found, queries = x.copy(), np.zeros(len(x), np.int64)
         for at in range(0, len(x), self.batch_size):
             part = slice(at, at + self.batch_size)
