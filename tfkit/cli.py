@@ -17,6 +17,7 @@ import typer
 
 import tfkit
 from tfkit.commands import launch, recommend, retrieve
+from tfkit.commands.attack import attack
 from tfkit.commands.certify import certify
 from tfkit.commands.common import (
     BAD_INPUT,
@@ -60,6 +61,7 @@ app.add_typer(recommend.app, name="recommend", no_args_is_help=True)
 app.add_typer(retrieve.app, name="retrieve", no_args_is_help=True)
 app.command(name="launch", context_settings=launch.PASSES_ON)(launch.launch)
 app.command()(certify)
+app.command()(attack)
 
 
 def main() -> NoReturn:

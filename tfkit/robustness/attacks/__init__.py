@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from tfkit.robustness.attacks.auto_pgd import AutoPGD
 from tfkit.robustness.attacks.base import AdversarialResult, Attack
 from tfkit.robustness.attacks.black_box import BlackBoxAttack
 from tfkit.robustness.attacks.boundary import Boundary
+from tfkit.robustness.attacks.carlini_wagner import CarliniWagnerL2
+from tfkit.robustness.attacks.carlini_wagner_l0 import CarliniWagnerL0
+from tfkit.robustness.attacks.carlini_wagner_linf import CarliniWagnerLinf
+from tfkit.robustness.attacks.deep_fool import DeepFool
+from tfkit.robustness.attacks.ensemble import Ensemble
+from tfkit.robustness.attacks.evaluation import evaluate
 from tfkit.robustness.attacks.fgsm import FGSM
 from tfkit.robustness.attacks.hop_skip_jump import HopSkipJump
 from tfkit.robustness.attacks.momentum_iterative import MomentumIterative
@@ -23,14 +30,23 @@ __all__ = [
     "ZOO",
     "AdversarialResult",
     "Attack",
+    "AutoPGD",
     "BlackBoxAttack",
     "Boundary",
     "BudgetExhaustedError",
+    "CarliniWagnerL0",
+    "CarliniWagnerL2",
+    "CarliniWagnerLinf",
+    "DeepFool",
+    "Ensemble",
+    "Finding",
     "HopSkipJump",
     "MomentumIterative",
     "OPTAttack",
     "Oracle",
+    "RobustnessReport",
     "SignOPT",
     "Square",
     "TopK",
+    "evaluate",
 ]

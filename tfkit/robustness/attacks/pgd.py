@@ -20,7 +20,7 @@ from tfkit.robustness.attacks.gradients import GradientAttack, climb, cross_entr
 from tfkit.robustness.attacks.norms import random_start
 
 #: The loss of a broken example ranks above every loss of one that stands.
-_BROKEN = 1e6
+BROKEN = 1e6
 
 
 class PGD(GradientAttack):
@@ -68,7 +68,7 @@ class PGD(GradientAttack):
         def loss(points: Any) -> tuple[Any, Any]:
             values, logits = self.mean_over_draws(cross_entropy, model, points, y)
             values *= sign
-            return values, values + tf.where(sign * margin(logits, y) > 0, _BROKEN, 0.0)
+            return values, values + tf.where(sign * margin(logits, y) > 0, BROKEN, 0.0)
 
         start = x + random_start(tf.shape(x), epsilon, self.norm, seed) if self.random_start else x
         step_size = epsilon * self.relative_step
@@ -76,7 +76,7 @@ class PGD(GradientAttack):
             loss, x, start, epsilon, step_size, self.steps, self.norm, self.bounds,
             keep_best=True, momentum=self.momentum,
         )  # fmt: skip
-        return found, rank > _BROKEN / 2
+        return found, rank > BROKEN / 2
 
     @property
     def evaluations(self) -> int:
