@@ -13,13 +13,20 @@ _FILES = ("report.json", "report.png", "examples.png")
 
 
 def attack(
-    model: Annotated[Path, typer.Argument(help="A .keras file.")],
+    model: Annotated[Path, typer.Argument(help="A .keras or .tflite file.")],
     data: Annotated[str, typer.Option("--data", help="A name, an .npz file, or module:function; its test part.")],
     examples: Annotated[int, typer.Option(min=1, help="The first so many of it.")] = 200,
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
     epsilons: Annotated[
         list[float] | None, typer.Option("--epsilon", help="Radius; may be repeated.", show_default="four radii")
     ] = None,
+    surrogate: Annotated[
+        Path | None, typer.Option(help="Of a .tflite file: the .keras file it was made from; what breaks it is tried.")
+    ] = None,
+    sees: Annotated[str, typer.Option(help="What the attacker of a .tflite file sees: scores or labels.")] = "scores",
+    queries: Annotated[
+        int, typer.Option(min=0, help="An example, of attacks that ask; 0: none, of a .keras file.")
+    ] = 500,
     steps: Annotated[int, typer.Option(min=1, help="Gradients of PGD and Auto-PGD, a start.")] = 40,
     restarts: Annotated[int, typer.Option(min=1, help="Starts of PGD.")] = 1,
     samples: Annotated[int, typer.Option(min=1, help="Draws a gradient, of a model that answers at random.")] = 1,
@@ -32,6 +39,8 @@ def attack(
     json: Json = False,
 ) -> None:
     """Attack a classifier in several ways; say what accuracy is left, and which controls failed.
+
+    A .tflite file gives no gradients: it is asked, and attacked with what breaks the --surrogate.
 
     Exits with 1 if a control fails: then the numbers measure the attacks, and not the model.
     """
@@ -48,17 +57,36 @@ def attack(
             raise FileExistsError(f"{out / there[0]} exists; pass --force to overwrite it")
     if not model.exists():
         raise FileNotFoundError(f"{model}: no such file")
+    is_file = model.suffix == ".tflite"
+    if not is_file and (surrogate is not None or sees != "scores"):
+        raise ValueError("--surrogate and --sees are for .tflite files: a .keras file is attacked by its gradients")
+    if is_file and not queries:
+        raise ValueError("--queries must be at least 1 for a .tflite file: without gradients an attack has to ask")
     loaded = sets.load(data)
-    network = keras.saving.load_model(model, compile=False)
+    network, other = (
+        None if path is None else keras.saving.load_model(path, compile=False)
+        for path in (None if is_file else model, surrogate)
+    )
     x, y = loaded.x_test[:examples], loaded.y_test[:examples]
     radii = epsilons or ([0.05, 0.1, 0.2, 0.3] if norm == "linf" else [0.5, 1.0, 2.0, 3.0])
     columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        report = attacks.evaluate(
-            network, x, y, radii, norm=norm, steps=steps, restarts=restarts, samples=samples, seed=seed,
-            progress=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
-        )  # fmt: skip
+
+        def told(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, description=name)
+
+        if is_file:
+            report = attacks.evaluate_file(
+                model, x, y, radii, surrogate=other, output=sees, max_queries=queries, norm=norm, seed=seed,
+                progress=told,
+            )  # fmt: skip
+        else:
+            asking = {"Square": attacks.Square(norm=norm, max_queries=queries, seed=seed)} if queries else None
+            report = attacks.evaluate(
+                network, x, y, radii, norm=norm, steps=steps, restarts=restarts, samples=samples, black_box=asking,
+                seed=seed, progress=told,
+            )  # fmt: skip
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         report.save(out / "report.json", force=True)

@@ -13,6 +13,7 @@ from tfkit.robustness.attacks.deep_fool import DeepFool
 from tfkit.robustness.attacks.ensemble import Ensemble
 from tfkit.robustness.attacks.evaluation import evaluate
 from tfkit.robustness.attacks.fgsm import FGSM
+from tfkit.robustness.attacks.file_evaluation import evaluate_file
 from tfkit.robustness.attacks.hop_skip_jump import HopSkipJump
 from tfkit.robustness.attacks.momentum_iterative import MomentumIterative
 from tfkit.robustness.attacks.nes import NES
@@ -21,6 +22,7 @@ from tfkit.robustness.attacks.oracle import BudgetExhaustedError, Oracle, TopK
 from tfkit.robustness.attacks.pgd import PGD
 from tfkit.robustness.attacks.sign_opt import SignOPT
 from tfkit.robustness.attacks.square import Square
+from tfkit.robustness.attacks.transfer import Transfer
 from tfkit.robustness.attacks.zoo import ZOO
 
 __all__ = [
@@ -48,5 +50,7 @@ __all__ = [
     "SignOPT",
     "Square",
     "TopK",
+    "Transfer",
     "evaluate",
+    "evaluate_file",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,13 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfkit.robustness.attacks.base import Attack
+from tfkit.robustness.attacks.black_box import BlackBoxAttack
 from tfkit.robustness.attacks.gradients import cross_entropy, slope
 from tfkit.robustness.attacks.norms import random_start
+from tfkit.robustness.attacks.oracle import Oracle
 from tfkit.robustness.attacks.pgd import PGD
 from tfkit.robustness.attacks.report import Finding
 
-#: Share of the examples by which results may differ.
-TOLERANCE = 0.01
+#: Share of the examples by which results may differ; and where an attack asks, and goes on to find with each question.
+TOLERANCE, QUERY_TOLERANCE = 0.01, 0.05
 
 Broken = Mapping[str, np.ndarray]
 
@@ -31,6 +34,9 @@ class Noise(Attack):
     def __init__(self, draws: int = 20, **settings: Any) -> None:
         super().__init__(**settings)
         self.draws = draws
+
+    def _open(self, model: Any) -> Callable[[Any], Any]:
+        return model.inspect if isinstance(model, Oracle) else super()._open(model)
 
     def run(self, model: Callable[[Any], Any], x: np.ndarray, y: np.ndarray, epsilon: float | None) -> tuple[Any, Any]:
         """Keeps the first draw that breaks an example."""
@@ -177,3 +183,68 @@ def converged(
     found = more(model, x[standing], y[standing], epsilon=radii[level]).success.sum() / len(chosen)
     detail = f"Twice the steps and restarts break {found:.1%} more at epsilon {radii[level]:.4g}."
     return Finding("converged", bool(found <= TOLERANCE), detail)
+
+
+def file_findings(
+    oracle: Oracle,
+    asking: BlackBoxAttack,
+    x: np.ndarray,
+    y: np.ndarray,
+    radii: Sequence[float],
+    right: np.ndarray,
+    answers: np.ndarray,
+    broken: Broken,
+) -> list[Finding]:
+    """Returns what the controls found that need no gradients; arguments as in `all_findings`.
+
+    Args:
+        oracle: the model.
+        asking: the attack that asks it.
+        broken: which examples each attack broke at each radius, (radii, examples); one is named "noise".
+    """
+    chosen = np.flatnonzero(right)
+    if not len(chosen):
+        return [Finding("accuracy", False, "The model gets no example right: look at the scale of the inputs.")]
+    same = np.allclose(oracle.inspect(x), answers, rtol=1e-3, atol=1e-4)
+    aimed = {name: rows for name, rows in broken.items() if name != "noise"}
+    return [
+        Finding("repeatable", same, f"Two calls give {'the same' if same else 'different'} scores."),
+        success(aimed, chosen),
+        lucky_noise(aimed, broken["noise"], chosen),
+        whole_box(oracle, asking, x[chosen], y[chosen]),
+        enough_queries(oracle, asking, x, y, radii, aimed, chosen),
+    ]
+
+
+def lucky_noise(aimed: Broken, noise: np.ndarray, chosen: np.ndarray) -> Finding:
+    """Noise breaks nothing that an attack leaves."""
+    seen = np.any(list(aimed.values()), axis=0)
+    lead = float(np.max((noise & ~seen)[:, chosen].mean(axis=1)))
+    remedy = " The attacks need more queries." if lead > TOLERANCE else ""
+    return Finding("noise", lead <= TOLERANCE, f"Noise breaks {lead:.1%} that no attack does.{remedy}")
+
+
+def whole_box(oracle: Oracle, asking: BlackBoxAttack, x: np.ndarray, y: np.ndarray) -> Finding:
+    """In a ball that holds the whole box nothing stands."""
+    width = asking.bounds[1] - asking.bounds[0]
+    whole = width if asking.norm == "linf" else width * float(np.sqrt(np.prod(x.shape[1:])))
+    left = 1 - float(asking(oracle, x, y, epsilon=whole).success.mean())
+    return Finding("large radius", left <= TOLERANCE, f"At epsilon {whole:.4g}, the whole box, {left:.1%} stand.")
+
+
+def enough_queries(
+    oracle: Oracle, asking: BlackBoxAttack, x: np.ndarray, y: np.ndarray, radii: Sequence[float], aimed: Broken,
+    chosen: np.ndarray,
+) -> Finding:  # fmt: skip
+    """Twice the queries break hardly more."""
+    seen = np.any(list(aimed.values()), axis=0)[:, chosen]
+    level = int(np.argmin(np.abs(seen.mean(axis=1) - 0.5)))
+    standing = chosen[~seen[level]]
+    if not len(standing):
+        return Finding("converged", True, "Nothing stands.")
+    more = copy.copy(asking)
+    more.max_queries, more.seed = 2 * asking.max_queries, asking.seed + 1
+    found = more(oracle, x[standing], y[standing], epsilon=radii[level]).success.sum() / len(chosen)
+    remedy = " Allow more of them." if found > QUERY_TOLERANCE else ""
+    detail = f"Twice the queries break {found:.1%} more at epsilon {radii[level]:.4g}.{remedy}"
+    return Finding("converged", bool(found <= QUERY_TOLERANCE), detail)

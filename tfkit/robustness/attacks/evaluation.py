@@ -19,7 +19,7 @@ from tfkit.robustness.attacks.base import Attack
 from tfkit.robustness.attacks.fgsm import FGSM
 from tfkit.robustness.attacks.models import as_logits, check_logits
 from tfkit.robustness.attacks.pgd import PGD
-from tfkit.robustness.attacks.report import RobustnessReport
+from tfkit.robustness.attacks.report import Finding, RobustnessReport
 
 
 def evaluate(
@@ -87,13 +87,49 @@ def evaluate(
             raise checks.error("attacks", f"untargeted, in {norm} and within {tuple(bounds)}", attack.norm, name)
 
     right = answers.argmax(axis=1) == y
+    everyone = {**white, **others}
+    broken, x_adv = break_all(model, everyone, x, y, radii, right, progress)
+    if progress is not None:
+        total = len(radii) * len(everyone)
+        progress(total, total, "controls")
+
+    findings = controls.all_findings(
+        model, logits, x, y, radii, right, answers, pgd,
+        {name: broken[name] for name in white}, {name: broken[name] for name in others},
+    )  # fmt: skip
+    return reported(norm, radii, x, x_adv, right, broken, findings)
+
+
+def break_all(
+    model: Any,
+    attacks: Mapping[str, Attack],
+    x: np.ndarray,
+    y: np.ndarray,
+    radii: Sequence[float],
+    right: np.ndarray,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Runs each attack at each radius, ascending, on the examples that it broke at no smaller one.
+
+    Args:
+        model: what the attacks take.
+        attacks: by name.
+        x, y: examples and true classes.
+        radii: ascending.
+        right: which examples the model gets right, (examples,).
+        progress: called with attacks done, all of them, and the name of the next.
+
+    Returns:
+        Which examples each attack broke at each radius, (radii, examples); and of each example the point that broke it
+        first, or the example itself.
+    """
     x_adv = x.copy()
-    broken = {name: np.zeros((len(radii), len(x)), bool) for name in {**white, **others}}
-    total, done = len(radii) * len(broken), 0
+    broken = {name: np.zeros((len(radii), len(x)), bool) for name in attacks}
+    done = 0
     for level, epsilon in enumerate(radii):
-        for name, attack in {**white, **others}.items():
+        for name, attack in attacks.items():
             if progress is not None:
-                progress(done, total, name)
+                progress(done, len(radii) * len(attacks), name)
             done += 1
             if level:
                 # The smaller ball is part of this one.
@@ -106,16 +142,22 @@ def evaluate(
             first = ~(x_adv[new] != x[new]).any(axis=tuple(range(1, x.ndim)))
             x_adv[new[first]] = found.x_adv[found.success][first]
             broken[name][level][new] = True
-    if progress is not None:
-        progress(total, total, "controls")
+    return broken, x_adv
 
-    worst = np.any([broken[name] for name in broken], axis=0)
-    remaining = tuple(float(np.mean(right & ~row)) for row in worst)
+
+def reported(
+    norm: str,
+    radii: Sequence[float],
+    x: np.ndarray,
+    x_adv: np.ndarray,
+    right: np.ndarray,
+    broken: Mapping[str, np.ndarray],
+    findings: Sequence[Finding],
+) -> RobustnessReport:
+    """Returns the report on what `break_all` found."""
+    worst = np.any(list(broken.values()), axis=0)
     by_attack = {name: tuple(float(np.mean(right & ~row)) for row in rows) for name, rows in broken.items()}
-    findings = controls.all_findings(
-        model, logits, x, y, radii, right, answers, pgd,
-        {name: broken[name] for name in white}, {name: broken[name] for name in others},
-    )  # fmt: skip
+    remaining = tuple(float(np.mean(right & ~row)) for row in worst)
     return RobustnessReport(
         norm, tuple(radii), float(right.mean()), remaining, by_attack, tuple(findings), len(x), x, x_adv
     )
