@@ -130,16 +130,21 @@ class Process:
         self.process.wait()
 
 
+def front(recalls: Sequence[float], us: Sequence[float]) -> list[tuple[float, float]]:
+    """Returns the (recall, time) that no other beats in both, from little recall to much."""
+    kept: list[tuple[float, float]] = []  # From much recall to little, each faster than the one before.
+    for recall, time in sorted(zip(recalls, us, strict=True), key=lambda point: (-point[0], point[1])):
+        if not kept or time < kept[-1][1]:
+            kept.append((recall, time))
+    return kept[::-1]
+
+
 def speed_at(recalls: Sequence[float], us: Sequence[float], wanted: float) -> float | None:
     """Returns queries a second at a recall, along the front; None if it is not reached."""
-    front: list[tuple[float, float]] = []  # From much recall to little, each faster than the one before.
-    for recall, time in sorted(zip(recalls, us, strict=True), key=lambda point: (-point[0], point[1])):
-        if not front or time < front[-1][1]:
-            front.append((recall, time))
-    if not front or front[0][0] < wanted:
+    best = front(recalls, us)
+    if not best or best[-1][0] < wanted:
         return None
-    front.reverse()
-    found = np.interp(wanted, [recall for recall, _ in front], [np.log(time) for _, time in front])
+    found = np.interp(wanted, [recall for recall, _ in best], [np.log(time) for _, time in best])
     return float(1e6 / np.exp(found))
 
 
@@ -264,21 +269,22 @@ def figures_of(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def plot(name: str, row: dict[str, Any], path: Path) -> None:
     """Draws recall against queries a second, batches left and single queries right."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True, sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 6), sharey=True, sharex=True)
     for axis, mode in zip(axes, ("batch", "single"), strict=True):
         for number, (label, entry) in enumerate(row["algorithms"].items()):
             if f"{mode}_us" not in entry:
                 continue
-            us = np.median(entry[f"{mode}_us"], axis=0)
+            best = front(entry["recalls"], np.median(entry[f"{mode}_us"], axis=0))
             style = "-" if label.startswith("tfkit") else ":"
             colour = plt.get_cmap("tab20")(number % 20)
-            axis.plot(entry["recalls"], 1e6 / us, style, marker="osD^vPX*"[number % 8], label=label, color=colour)
+            xs, ys = [recall for recall, _ in best], [1e6 / time for _, time in best]
+            axis.plot(xs, ys, style, marker="osD^vPX*"[number % 8], markersize=5, label=label, color=colour)
         axis.set(yscale="log", xlabel=f"recall@{K}", title=mode)
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("queries a second, one thread")
-    axes[1].legend(fontsize=7, ncols=2)
     figure.suptitle(name)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.13, 1, 1))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=6, fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

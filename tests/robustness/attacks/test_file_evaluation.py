@@ -39,10 +39,12 @@ def files(trained_digits_model, tmp_path_factory):
 def test_transfer_from_the_model_itself_finds_what_there_is(plane):
     w, x, y, radius = plane
     epsilon = 1.01 * float(np.median(radius))
+    direct = PGD(20)(lambda p: tf.matmul(p, w), x, y, epsilon=epsilon)
     attack = Transfer(lambda p: tf.matmul(p, w), PGD(20))
     oracle = Oracle(lambda p: p @ w, "labels")
     found = attack(oracle, x, y, epsilon=epsilon)
-    assert abs(found.success.mean() - np.mean(radius <= epsilon)) <= 1.01 / 30  # One may lie nearer another class.
+    np.testing.assert_array_equal(found.success, direct.success)
+    assert found.success.sum() > 10
     assert (found.queries == 1).all() and (found.distance <= epsilon).all()
     # From a model that knows nothing of this one hardly anything transfers.
     other = np.random.default_rng(5).normal(size=w.shape).astype(np.float32)
@@ -95,10 +97,12 @@ def test_file_and_model_behave_alike_under_the_same_questions(files, tiny_digits
 
 def test_command(files, tiny_digits, tmp_path):
     x, y = tiny_digits.x_test[:12], tiny_digits.y_test[:12]
-    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    train = tiny_digits.x_train, tiny_digits.y_train
+    np.savez(tmp_path / "d.npz", x_train=train[0], y_train=train[1], x_test=x, y_test=y)
     options = ["--data", str(tmp_path / "d.npz"), "--epsilon", "0.3", "--queries", "60", "--examples", "6"]
     command = ["attack", str(files / "float.tflite"), *options, "--json", "-o", str(tmp_path / "out")]
     done = CliRunner().invoke(cli.app, [*command, "--surrogate", str(files / "float.keras")])
+    assert done.stdout, (done.output, done.exception)
     told = json.loads(done.stdout)
     assert done.exit_code == (0 if told["reliable"] else 1), done.output
     assert told["by_attack"]["transfer, Auto-PGD"][0] <= told["clean_accuracy"] and told["examples"] == 6
