@@ -181,10 +181,10 @@ def test_a_layer_gives_minus_one_where_fewer_are_found(tree):
     asked = vectors(5, seed=1)
     layer = tree.as_layer(2000, leaves=1, rescore=2500)
     scores, ids = (np.asarray(value) for value in layer(asked))
-    expected = tree.search(asked, 2000, leaves=1, rescore=2500)
+    # On one thread: the package ranks few leaves roughly, and otherwise so for another number of queries at once.
+    expected = tree.search(asked, 2000, leaves=1, rescore=2500, threads=1)
     assert scores.shape == ids.shape == (5, 2000) and ids.dtype == np.int64
-    # Layer and searcher have once been seen to open different leaves for one of these queries; why is not known.
-    assert (np.sort(ids) == np.sort(expected.ids)).all(axis=1).sum() >= 4
+    np.testing.assert_array_equal(np.sort(ids), np.sort(expected.ids))
     np.testing.assert_array_equal(np.isneginf(scores), ids == -1)
     assert (ids == -1).any(axis=1).all() and (np.diff((ids == -1).astype(int), axis=1) >= 0).all()
 

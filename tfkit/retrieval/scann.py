@@ -60,7 +60,9 @@ class ScaNN(Index):
     what it needs on your queries. From `rescore` = the number of items on, all items are scanned and the result is
     exact. Hashing takes no `leaves`, and brute force, whose result always is exact, neither.
 
-    Training takes no seed: two indexes of the same items differ a little. One that is loaded is the same.
+    Training takes no seed: two indexes of the same items differ a little. One that is loaded is the same. Of fewer than
+    about a hundred leaves the package ranks those to open roughly, and a query alone may open others than in a batch;
+    neither finds more.
 
     Memory: the items, once more the items (the package's own copy), and `dimension / (2 * block)` bytes each.
 
