@@ -41,10 +41,10 @@ from tfkit.robustness.certification import AlphaCrown, Network, certified_radius
 from tfkit.robustness.certification.base import as_method
 from tfkit.robustness.certification.margins import margin_rows
 from tfkit.robustness.certification.radius import FIRST
+from tfkit.robustness.certification.region import NORMS
 
 LAYERS = keras.layers
 NETWORKS = ("mlp2_20", "small_cnn", "mlp2_1024", "mlp3_1024")
-NORMS: dict[str, float] = {"inf": np.inf, "2": 2.0, "1": 1.0}
 METHODS = ("fast_lin", "crown")
 TOLERANCE, ALPHA_STEPS = 1e-3, 20
 WORKER = Path(__file__).resolve().with_name("certification_lirpa.py")
@@ -138,7 +138,7 @@ def compare(name: str, model: keras.Model, x: np.ndarray, arguments: argparse.Na
             }
             if method == "fast_lin":
                 epsilon = 0.9 * radii.radius
-        alpha = norm == "inf" and name != "mlp3_1024"
+        alpha = norm == "linf" and name != "mlp3_1024"
         if alpha:
             count = min(len(x), arguments.alpha_examples)
             radii = certified_radius(
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, help="of the environment with auto_LiRPA")
     parser.add_argument("--auto-lirpa", type=Path, help="a checkout, where it is not installed")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--timed", nargs="+", choices=list(NORMS), default=["inf"], help="norms whose search is timed")
+    parser.add_argument("--timed", nargs="+", choices=list(NORMS), default=["linf"], help="norms whose search is timed")
     parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--alpha-examples", type=int, default=20)
     parser.add_argument("--balls", type=int, default=12_000, help="that are attacked, about; 0: none")

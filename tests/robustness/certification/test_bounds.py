@@ -10,7 +10,7 @@ from tests.robustness.certification.conftest import inside, scattered
 from tfkit.robustness import certification
 from tfkit.robustness.certification import Network, UnsupportedLayerError, bounds
 
-ORDERS = {1: 1.0, 2: 2.0, "inf": np.inf}
+ORDERS = {"l1": 1.0, "l2": 2.0, "linf": np.inf}
 
 
 def reference(model, x, epsilon, order, method):
@@ -70,12 +70,12 @@ def test_equals_a_computation_neuron_by_neuron(mlp, method, norm):
 
 
 @pytest.mark.parametrize("name", ["residual", "depthwise", "signal"])
-@pytest.mark.parametrize("norm, clip", [("inf", (0.0, 1.0)), (2, None), (1, (0.0, 1.0))])
+@pytest.mark.parametrize("norm, clip", [("linf", (0.0, 1.0)), ("l2", None), ("l1", (0.0, 1.0))])
 def test_hold_at_points_of_the_ball(zoo, name, norm, clip):
     model = zoo[name]
     network = Network(model)
     x = np.random.default_rng(0).uniform(size=(2, *network.graph.input_shape)).astype(np.float32)
-    epsilon = {"inf": 0.05, 2: 0.2, 1: 0.5}[norm]
+    epsilon = {"linf": 0.05, "l2": 0.2, "l1": 0.5}[norm]
     points = inside(x, epsilon, ORDERS[norm], clip, 100)
     values = network.forward(points.reshape(-1, *x.shape[1:])).reshape(100, 2, -1)
     if not network.graph.dropped_softmax:
@@ -108,7 +108,7 @@ def test_linear_network_is_bounded_exactly():
     model = scattered(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)]))
     kernel = np.asarray(model.layers[0].kernel, np.float64) @ np.asarray(model.layers[1].kernel, np.float64)
     x = np.ones((1, 4))
-    for norm, dual in ((1, np.inf), (2, 2), ("inf", 1)):
+    for norm, dual in (("l1", np.inf), ("l2", 2), ("linf", 1)):
         low, high = bounds(model, x, 0.1, norm, arithmetic="real")
         np.testing.assert_allclose((high - low)[0], 0.2 * np.linalg.norm(kernel, dual, axis=0), rtol=1e-9)
 
@@ -116,7 +116,7 @@ def test_linear_network_is_bounded_exactly():
 def test_bounds_follow_the_weights(mlp):
     model = keras.models.clone_model(mlp)
     x = np.ones((1, 5))
-    for norm in ("inf", 1):
+    for norm in ("linf", "l1"):
         before = bounds(model, x, 0.1, norm)
         model.layers[0].kernel.assign(model.layers[0].kernel * 2.0)
         after = bounds(model, x, 0.1, norm)
@@ -126,8 +126,8 @@ def test_bounds_follow_the_weights(mlp):
 
 
 def test_results_say_what_they_hold_for(mlp):
-    found = bounds(mlp, np.full((1, 5), 0.5), 0.1, 2, "fast_lin", clip=(0, 1))
-    assert (found.norm, found.method, found.clip, found.arithmetic) == ("2", "fast_lin", (0.0, 1.0), "float32")
+    found = bounds(mlp, np.full((1, 5), 0.5), 0.1, "l2", "fast_lin", clip=(0, 1))
+    assert (found.norm, found.method, found.clip, found.arithmetic) == ("l2", "fast_lin", (0.0, 1.0), "float32")
 
 
 def test_unsupported_layers_are_named():
@@ -149,7 +149,9 @@ def test_unsupported_layers_are_named():
         ({"x": np.zeros((1, 4))}, "`x` must be an array"),
         ({"x": np.full((1, 5), 2.0), "clip": (0, 1)}, "inside of `clip`"),
         ({"epsilon": -1.0}, "`epsilon`"),
-        ({"norm": 3}, "`norm`"),
+        ({"norm": "l7"}, "`norm`"),
+        ({"norm": "inf"}, "`norm`"),
+        ({"norm": 2}, "`norm`"),
         ({"method": "magic"}, "`method`"),
         ({"arithmetic": "float16"}, "`arithmetic`"),
         ({"clip": (1, 0)}, "`clip`"),

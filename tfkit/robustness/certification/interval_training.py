@@ -34,7 +34,7 @@ class IntervalBoundTraining(keras.Model):
     Args:
         model: to logits, without batch normalization, whose statistics have no bounds while they move.
         epsilon: radius to train for; a little above the one to certify helps.
-        norm: 1, 2 or "inf".
+        norm: "linf", "l2" or "l1".
         clip: the range of inputs, or None.
         warmup: steps of plain training.
         ramp: steps in which epsilon grows and kappa falls.
@@ -48,7 +48,7 @@ class IntervalBoundTraining(keras.Model):
         self,
         model: keras.Model,
         epsilon: float,
-        norm: Any = "inf",
+        norm: str = "linf",
         *,
         clip: tuple[float, float] | None = (0.0, 1.0),
         warmup: int = 2000,
