@@ -125,6 +125,60 @@ def test_bounds_follow_the_weights(mlp):
         np.testing.assert_array_equal(after.lower, fresh.lower)
 
 
+@pytest.mark.parametrize("kind", ["batch_normalization", "normalization", "fake_quantize", "convolution"])
+def test_bounds_follow_ranges_and_statistics(kind):
+    """Also where passes have been compiled, and where a graph has numbers of a layer in it."""
+    from tfkit.compression.fake_quantize import FakeQuantize
+
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(2, 6, 6, 1)).astype(np.float32)
+    layer = {
+        "batch_normalization": lambda: keras.layers.BatchNormalization(),
+        "normalization": lambda: keras.layers.Normalization(),
+        "fake_quantize": lambda: FakeQuantize(bits=6),
+        "convolution": lambda: keras.layers.SeparableConv2D(2, 2, dilation_rate=2),
+    }[kind]()
+    body = [layer, keras.layers.ReLU(), keras.layers.Flatten(), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((6, 6, 1)), *body])
+
+    def change(seed):
+        drawn = np.random.default_rng(seed).normal(seed, seed + 1.0, (20, 6, 6, 1)).astype(np.float32)
+        if kind == "normalization":
+            layer.adapt(drawn)
+        elif kind == "fake_quantize":
+            layer(drawn, training=True)
+        else:
+            scattered(model, seed)
+
+    network = Network(model)
+    widths = []
+    for seed in range(3):
+        low, high = bounds(model, x, 0.05, arithmetic="real")
+        for _ in range(13):  # Beyond the passes that are not compiled.
+            own = bounds(network, x, 0.05, arithmetic="real")
+        new = bounds(Network(model), x, 0.05, arithmetic="real")
+        for side, other, fresh in zip((low, high), own, new, strict=True):
+            np.testing.assert_allclose(side, fresh, atol=1e-12)
+            np.testing.assert_allclose(other, fresh, atol=1e-12)
+        output = np.asarray(model(x, training=False))
+        assert (low <= output + 1e-5).all() and (output <= high + 1e-5).all()
+        widths.append((high - low).mean())
+        change(seed)
+    assert len(set(np.round(widths, 6))) == 3
+
+
+def test_networks_let_their_models_go():
+    import gc
+    import weakref
+
+    model = scattered(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+    bounds(model, np.zeros((1, 3)), 0.1)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
 def test_results_say_what_they_hold_for(mlp):
     found = bounds(mlp, np.full((1, 5), 0.5), 0.1, "l2", "fast_lin", clip=(0, 1))
     assert (found.norm, found.method, found.clip, found.arithmetic) == ("l2", "fast_lin", (0.0, 1.0), "float32")

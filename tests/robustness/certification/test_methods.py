@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.robustness.certification.conftest import inside, scattered
+from tfkit.compression.fake_quantize import FakeQuantize
 from tfkit.robustness.certification import (
     AlphaCrown,
     Crown,
@@ -202,6 +203,8 @@ def test_training_schedule_and_refusals():
         assert float(wrapped.progress()) == pytest.approx(expected)
     with pytest.raises(ValueError, match="batch normalization"):
         IntervalBoundTraining(keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()]), 0.1)
+    with pytest.raises(ValueError, match="whose range moves"):
+        IntervalBoundTraining(keras.Sequential([keras.Input((4,)), FakeQuantize(), keras.layers.Dense(2)]), 0.1)
 
 
 def test_certificate_of_an_int8_file(tmp_path):

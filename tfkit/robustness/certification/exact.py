@@ -73,7 +73,7 @@ def exact_margin(
         relaxed: solve the LP instead, a lower bound.
         time_limit: seconds; when it ends first, the solver's lower bound is the answer.
     """
-    network = as_network(model).fresh()
+    network = as_network(model)
     program = _Program(network, x, norm_order(norm), check_clip(clip), checks.number("epsilon", epsilon, 0), relaxed)
     program.minimize(program.last, np.asarray(row, np.float64))
     return program.solve(time_limit)[1]
@@ -97,7 +97,7 @@ def exact_distance(
         limit: how far to look; the tighter, the faster.
         time_limit: seconds for each other class.
     """
-    network = as_network(model).fresh()
+    network = as_network(model)
     (label,) = check_classes("y", np.asarray([y]), 1, network.outputs)
     best = ExactDistance(np.inf, np.inf, None)
     for row in margin_rows(np.array([label]), network.outputs)[0]:

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfkit.compression.fake_quantize import FakeQuantize
 from tfkit.internal import checks, surgery
 from tfkit.robustness.certification import propagation
 from tfkit.robustness.certification.network import Network
@@ -68,6 +69,11 @@ class IntervalBoundTraining(keras.Model):
                 raise ValueError(
                     f"Argument `model` must have no batch normalization. Received: layer '{layer.name}'. Train without "
                     "it, or fold it first."
+                )
+            if isinstance(layer, FakeQuantize) and not layer.fixed:
+                raise ValueError(
+                    f"Argument `model` must have no quantizer whose range moves. Received: layer '{layer.name}'. Fix "
+                    "its range with `freeze`, or train before quantizing."
                 )
         self.model = model
         self._network = Network(model)

@@ -65,7 +65,7 @@ def bounds(
     Raises:
         ValueError: an argument breaks its rule, or a layer cannot be bounded.
     """
-    network, method, order = as_network(model).fresh(), as_method(method), norm_order(norm)
+    network, method, order = as_network(model), as_method(method), norm_order(norm)
     if network.graph.dropped_softmax:
         raise checks.error(
             "model", "a network to logits", "one that ends in a softmax",

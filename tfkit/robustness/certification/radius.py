@@ -100,7 +100,7 @@ def certified_radius(
         ValueError: an argument breaks its rule, or a layer cannot be bounded.
     """
     started = time.perf_counter()
-    network, method, order = as_network(model).fresh(), as_method(method), norm_order(norm)
+    network, method, order = as_network(model), as_method(method), norm_order(norm)
     clip, arithmetic = check_clip(clip), network.graph.arithmetic or check_arithmetic(arithmetic)
     dtype = checks.choice("dtype", dtype, ("float32", "float64"))
     tolerance = checks.number("tolerance", tolerance, 1e-9, 0.5)
