@@ -169,9 +169,9 @@ def test_names():
     assert set(method_names()) == {"interval", "fast_lin", "fast_lip", "crown", "crown_ibp", "alpha_crown", "dual"}
     with pytest.raises(ValueError, match="`steps`"):
         AlphaCrown(steps=0)
-    with pytest.raises(ValueError, match="L1|1 or"):
+    with pytest.raises(ValueError, match="'linf' or 'l1'"):
         exact_margin(
-            scattered(keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])), np.zeros(2), 0.1, [1, 0], 2
+            scattered(keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])), np.zeros(2), 0.1, [1, 0], "l2"
         )
 
 
