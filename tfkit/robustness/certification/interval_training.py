@@ -79,7 +79,7 @@ class IntervalBoundTraining(keras.Model):
         self._network = Network(model)
         if self._network.graph.dropped_softmax:
             raise ValueError("Argument `model` must end in logits, without a softmax.")
-        self.setting = Setting(self.order, self.clip is not None, "real")
+        self.setting = Setting(self.order, self.clip is not None, "ignored")
         self.step = self.add_weight(name="step", shape=(), dtype="int64", initializer="zeros", trainable=False)
         self._trackers = {name: keras.metrics.Mean(name) for name in ("loss", "accuracy", "certified")}
 
