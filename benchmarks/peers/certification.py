@@ -303,7 +303,8 @@ def main() -> None:
     arguments = parser.parse_args()
     digits, epochs = data.load("mnist5k" if arguments.quick else "mnist", validation=0), 1 if arguments.quick else 6
     if arguments.quick:
-        arguments.networks, arguments.examples, arguments.alpha_examples, arguments.balls = ["mlp2_20"], 4, 2, 60
+        arguments.networks, arguments.examples, arguments.alpha_examples = ["mlp2_20"], 4, 2
+        arguments.balls = min(arguments.balls, 60)
     options = {"auto_LiRPA": "peer_python", "decomon": "decomon_python"}
     skipped = [side for side, option in options.items() if getattr(arguments, option) is None]
     for side in skipped:

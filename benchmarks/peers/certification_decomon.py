@@ -2,8 +2,9 @@
 
     python certification_decomon.py task.npz answer.json
 
-The task is that of `certification_lirpa.py`, of dense layers and balls of Linf only. decomon is given its fastest use:
-a model of the margins' bounds is made once, backwards from them (`crown`), as a graph in which radii are inputs.
+The task is that of `certification_lirpa.py`, of dense layers and balls of Linf only. A model of the margins' bounds is
+made once, backwards from them (`crown`), with boxes as its input; decomon runs it eagerly, since a `tf.function` of it
+fails (`len` of a symbolic tensor).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1", KERAS_
 
 import keras
 import numpy as np
-import tensorflow as tf
 from certification_search import cpu_seconds, radii
 from decomon.models import clone
 
@@ -56,12 +56,11 @@ class Bounder:
         self.x = task["x"].reshape(len(task["x"]), -1).astype(dtype)
         self.rows = np.ascontiguousarray(task["rows"].transpose(0, 2, 1)).astype(dtype)
         rows = keras.Input(self.rows.shape[1:])
-        model = clone(network(task), slope=SLOPES[method], method="crown", back_bounds=[rows])
-        self.bound = tf.function(lambda ball, rows: model([ball, rows])[1], reduce_retracing=True)
+        self.model = clone(network(task), slope=SLOPES[method], method="crown", back_bounds=[rows])
 
     def margins(self, chosen: np.ndarray, epsilon: np.ndarray) -> np.ndarray:
         x, radius = self.x[chosen], epsilon[:, None].astype(self.x.dtype)
-        low = self.bound(tf.constant(np.stack([x - radius, x + radius], 1)), tf.constant(self.rows[chosen]))
+        _, low = self.model.predict_on_single_batch_np([np.stack([x - radius, x + radius], 1), self.rows[chosen]])
         return np.asarray(low, np.float64)
 
 
