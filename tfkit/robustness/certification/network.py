@@ -22,8 +22,8 @@ from tfkit.robustness.certification.rounding import SAFETY, UNIT64, gamma
 Tensor = Any
 #: Bytes of one array of coefficients; a handful of them live at a time.
 CHUNK_BYTES = 48 * 2**20
-#: A pass becomes a compiled graph when it has been made so often.
-EAGER_USES = 12
+#: A pass becomes a compiled graph when it has been made so often: more often than one search makes it.
+EAGER_USES = 24
 
 
 class Problem(NamedTuple):

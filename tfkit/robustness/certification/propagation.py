@@ -246,10 +246,11 @@ def backward(
         if isinstance(node, Maximum):
             a, magnitude = a[..., None, :], magnitude[..., None, :]
         if both:
-            add(coefficients, source, a * lines.upper_slope[:, None])
+            add(coefficients, source, a * tf.expand_dims(lines.upper_slope, 1))
             continue
         own = None if slopes is None else slopes.get(position)
-        lower_slope, upper_slope = lines.lower_slope[:, None] if own is None else own, lines.upper_slope[:, None]
+        lower_slope = tf.expand_dims(lines.lower_slope, 1) if own is None else own
+        upper_slope = tf.expand_dims(lines.upper_slope, 1)
         mean, half = (lower_slope + upper_slope) / 2, (lower_slope - upper_slope) / 2
         add(coefficients, source, a * mean + magnitude * half)
     return low - slack, (high + slack if both else None)

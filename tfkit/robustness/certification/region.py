@@ -128,7 +128,7 @@ def rows_dot(a: Tensor, values: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, values: Tensor) -> Tensor:
-    return tf.squeeze(tf.matmul(a, values[..., None]), -1)
+    return tf.squeeze(tf.matmul(a, tf.expand_dims(values, -1)), -1)
 
 
 def _flat(values: Tensor) -> Tensor:
