@@ -79,6 +79,7 @@ SECTIONS: dict[str, About] = {
         "Malkov et al., <https://doi.org/10.1016/j.is.2013.10.006>: inner products computed for a query at a recall@10 "
         "over vectors uniform on a sphere of 30 dimensions. `growth over log2` is 1 where the work grows as the square "
         "of the logarithm of the items. `tries` is the paper's graph, `hierarchy` the one of its successor.",
+    ),
     "dual": About(
         "The dual approach beside the linear program",
         f"Dvijotham et al., <https://arxiv.org/abs/1803.06567>: {MNIST}; margins of test digits at 1.5 times the radii "
