@@ -35,6 +35,8 @@ from tfkit.robustness.certification.network import Network
 
 EPSILON, TRAINED_FOR = 0.1, 0.12
 BATCH = 100
+#: 5e-3 at the start certified more than 2e-3 of 1,000 training digits that were held out, in short runs.
+RATES = (5e-3, 1.5e-3, 5e-4)
 METHODS = {"interval": IntervalBoundTraining, "crown_ibp": CrownIBPTraining}
 
 
@@ -53,7 +55,7 @@ def train(method: str, x: np.ndarray, y: np.ndarray, epochs: int, seed: int) -> 
     steps = epochs * -(-len(x) // BATCH)
     model = network(seed)
     wrapped = METHODS[method](model, TRAINED_FOR, warmup=steps // 10, ramp=steps // 2)
-    rate = keras.optimizers.schedules.PiecewiseConstantDecay([steps * 7 // 10, steps * 9 // 10], [1e-3, 3e-4, 1e-4])
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay([steps * 7 // 10, steps * 9 // 10], RATES)
     wrapped.compile(keras.optimizers.Adam(rate))
     wrapped.fit(Shifted(x, y, seed, BATCH), epochs=epochs, verbose=2, shuffle=False)
     return model
@@ -76,7 +78,7 @@ def judge(model: keras.Model, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")

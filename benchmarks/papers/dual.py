@@ -83,7 +83,7 @@ def main() -> None:
             arguments.out,
             {"gap_to_lp": max(row["gap_to_lp"] for row in results.values())},
             data={"name": digits.name, "train": len(digits.x_train), "test": count}, seeds=[0], results=results,
-            settings={"steps": steps, "clip": [0, 1], "norm": "inf", "epochs": epochs},
+            settings={"steps": steps, "clip": [0, 1], "norm": "linf", "epochs": epochs},
             versions=common.versions("tensorflow", "keras", "numpy", "scipy"),
         )  # fmt: skip
 

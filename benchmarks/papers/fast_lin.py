@@ -26,9 +26,10 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.common import say
-from benchmarks.peers.certification import NORMS, network
+from benchmarks.peers.certification import network
 from tfkit import data
 from tfkit.robustness.certification import Network, certified_radius
+from tfkit.robustness.certification.region import NORMS
 
 METHODS = ("interval", "fast_lip", "fast_lin", "crown")
 NETWORKS = ("mlp2_20", "mlp3_20", "mlp2_1024", "mlp3_1024")

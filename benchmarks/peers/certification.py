@@ -1,6 +1,7 @@
-"""Certified radii beside auto_LiRPA, on the same weights, and certificates put to the test by attacks.
+"""Certified radii beside auto_LiRPA and decomon, on the same weights, and certificates put to the test by attacks.
 
-    python benchmarks/peers/certification.py --peer-python PEER/bin/python --auto-lirpa CHECKOUT
+    python benchmarks/peers/certification.py --peer-python PEER/bin/python --auto-lirpa CHECKOUT \\
+        --decomon-python OTHER/bin/python
     python benchmarks/peers/certification.py --networks small_cnn mlp2_1024 --examples 100
     python benchmarks/peers/certification.py --quick
 
@@ -8,8 +9,9 @@ Networks as Fast-Lin counts them: m x [1024] has m layers, the last one the outp
 For each norm both sides bound the margins at the same radii, in float64, in the same mode (`same-slope` is Fast-Lin,
 `adaptive` CROWN), on inputs that are not clipped; then each finds the radii of the whole batch in float32, to the same
 tolerance, on one thread. Times are of the processor, since other work shares the machine; making tfkit's graphs is
-part of them. Peers run in an environment of their own; one that is not installed is skipped by name. Every certified
-ball of the small networks is attacked: PGD with restarts, on the float32 network.
+part of them. decomon, which takes flat inputs, joins for the perceptrons in Linf. Peers run in environments of their
+own; one that is not installed is skipped by name. Every certified ball of the small networks is attacked: PGD with
+restarts, on the float32 network.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -36,18 +37,19 @@ import tensorflow as tf
 from benchmarks import common
 from benchmarks.common import say
 from benchmarks.networks import kept
+from benchmarks.peers.certification_search import cpu_seconds
 from tfkit import data
 from tfkit.robustness.certification import AlphaCrown, Network, certified_radius
 from tfkit.robustness.certification.base import as_method
 from tfkit.robustness.certification.margins import margin_rows
 from tfkit.robustness.certification.radius import FIRST
+from tfkit.robustness.certification.region import NORMS
 
 LAYERS = keras.layers
 NETWORKS = ("mlp2_20", "small_cnn", "mlp2_1024", "mlp3_1024")
-NORMS: dict[str, float] = {"inf": np.inf, "2": 2.0, "1": 1.0}
 METHODS = ("fast_lin", "crown")
 TOLERANCE, ALPHA_STEPS = 1e-3, 20
-WORKER = Path(__file__).resolve().with_name("certification_lirpa.py")
+HERE = Path(__file__).resolve().parent
 
 
 def network(name: str, digits: Any, epochs: int, cache: Path | None) -> keras.Model:
@@ -102,21 +104,30 @@ def as_task(model: keras.Model, x: np.ndarray) -> dict[str, Any]:
     return {**task, "layers": count, "x": np.ascontiguousarray(x.transpose(0, 3, 1, 2))}
 
 
-def cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def peer(arguments: argparse.Namespace, task: dict[str, Any]) -> dict[str, Any]:
-    """Runs the peer on a task."""
+def peer(arguments: argparse.Namespace, task: dict[str, Any], name: str = "lirpa") -> dict[str, Any]:
+    """Runs a peer on a task."""
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder) / "task.npz", Path(folder) / "answer.json"
         np.savez(given, **task)
-        checkout = str(arguments.auto_lirpa.resolve()) if arguments.auto_lirpa else ""
+        checkout = str(arguments.auto_lirpa.resolve()) if name == "lirpa" and arguments.auto_lirpa else ""
         environment = os.environ | {"PYTHONPATH": checkout, "OMP_NUM_THREADS": "1"}
-        command = [str(arguments.peer_python.absolute()), str(WORKER), str(given), str(answer)]
+        python = arguments.peer_python if name == "lirpa" else arguments.decomon_python
+        command = [str(python.absolute()), str(HERE / f"certification_{name}.py"), str(given), str(answer)]
         subprocess.run(command, check=True, env=environment, cwd=folder)
         return json.loads(answer.read_text())
+
+
+def put_beside(row: dict[str, Any], side: str, theirs: dict[str, Any], margins: dict[str, np.ndarray]) -> None:
+    """Puts a peer's radii and times into a row, and how far its bounds are from ours, over their mean size."""
+    row["versions"] |= theirs.pop("versions")
+    row[side] = {}
+    for method, answer in theirs.items():
+        row[side][method] = {key: answer[key] for key in ("seconds", "cpu_seconds") if key in answer}
+        if "radii" in answer:
+            row[side][method]["mean_radius"] = float(np.mean(answer["radii"]))
+        if method in margins:
+            their = np.array(answer["margins"])
+            row[side][method]["difference"] = float(np.max(np.abs(margins[method] - their)) / np.abs(their).mean())
 
 
 def compare(name: str, model: keras.Model, x: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +149,7 @@ def compare(name: str, model: keras.Model, x: np.ndarray, arguments: argparse.Na
             }
             if method == "fast_lin":
                 epsilon = 0.9 * radii.radius
-        alpha = norm == "inf" and name != "mlp3_1024"
+        alpha = norm == "linf" and name != "mlp3_1024"
         if alpha:
             count = min(len(x), arguments.alpha_examples)
             radii = certified_radius(
@@ -147,25 +158,19 @@ def compare(name: str, model: keras.Model, x: np.ndarray, arguments: argparse.Na
             ours["alpha_crown"] = {"mean_radius": float(radii.radius.mean()), "examples": count}
         problem = ready.fresh().problem(x, epsilon, order, None, "real")
         margins = {method: as_method(method).lower(ready, problem, rows, {}) for method in METHODS}
-        row: dict[str, Any] = {"tfkit": ours, "examples": len(x)}
+        row: dict[str, Any] = {"tfkit": ours, "examples": len(x), "versions": {}}
+        task = as_task(model, x)
+        task |= {"rows": rows, "norm": order, "epsilon": epsilon, "steps": ALPHA_STEPS, "tolerance": TOLERANCE}
+        task |= {"methods": " ".join(METHODS), "timed": " ".join(timed), "first": FIRST[order]}
         if arguments.peer_python:
-            task = as_task(model, x)
-            task |= {"rows": rows, "norm": order, "epsilon": epsilon, "steps": ALPHA_STEPS, "tolerance": TOLERANCE}
-            task |= {"methods": " ".join(METHODS), "timed": " ".join(timed), "first": FIRST[order]}
             theirs = peer(arguments, task)
             if alpha:
                 part = {**task, "x": task["x"][:count], "rows": rows[:count], "epsilon": epsilon[:count],
                         "methods": "alpha_crown", "timed": "alpha_crown"}  # fmt: skip
                 theirs |= peer(arguments, part)
-            row["versions"] = theirs.pop("versions")
-            row["auto_LiRPA"] = {}
-            for method, answer in theirs.items():
-                row["auto_LiRPA"][method] = {key: answer[key] for key in ("seconds", "cpu_seconds") if key in answer}
-                if "radii" in answer:
-                    row["auto_LiRPA"][method]["mean_radius"] = float(np.mean(answer["radii"]))
-                if method in margins:
-                    their = np.array(answer["margins"])
-                    row[f"{method}_difference"] = float(np.max(np.abs(margins[method] - their) / np.abs(their).mean()))
+            put_beside(row, "auto_LiRPA", theirs, margins)
+        if arguments.decomon_python and norm == "linf" and name.startswith("mlp"):
+            put_beside(row, "decomon", peer(arguments, task, "decomon"), margins)
         found[norm] = row
         say(f"{name} {norm}: {json.dumps(row)}")
     return found
@@ -234,34 +239,61 @@ def put_to_the_test(digits: Any, arguments: argparse.Namespace, epochs: int) -> 
 
 
 def figures_of(results: dict[str, Any], tested: dict[str, int]) -> dict[str, float]:
+    """The numbers owed; those of a peer that was skipped are left out."""
     rows = [row for found in results.values() for row in found.values()]
     figures: dict[str, float] = dict(tested)
+
+    def pairs(side: str, key: str, methods: tuple[str, ...]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        both = [(row["tfkit"][method], row.get(side, {}).get(method, {})) for row in rows for method in methods
+                if method in row["tfkit"]]  # fmt: skip
+        return [(ours, theirs) for ours, theirs in both if key in theirs]
+
     for method in METHODS:
-        differences = [row[f"{method}_difference"] for row in rows if f"{method}_difference" in row]
-        if differences:
-            figures[f"{method}_bound_relative_difference"] = max(differences)
-    ratios = [
-        row["tfkit"][method]["cpu_seconds"] / row["auto_LiRPA"][method]["cpu_seconds"]
-        for row in rows for method in METHODS if row.get("auto_LiRPA", {}).get(method, {}).get("cpu_seconds")
-    ]  # fmt: skip
-    if ratios:
-        figures["time_over_auto_lirpa"] = float(np.exp(np.mean(np.log(ratios))))
-        figures["time_over_auto_lirpa_worst"] = max(ratios)
-    alphas = [
-        row["tfkit"]["alpha_crown"]["mean_radius"] / row["auto_LiRPA"]["alpha_crown"]["mean_radius"]
-        for row in rows if "alpha_crown" in row.get("auto_LiRPA", {})
-    ]  # fmt: skip
+        found = [theirs["difference"] for _, theirs in pairs("auto_LiRPA", "difference", (method,))]
+        if found:
+            figures[f"{method}_bound_relative_difference"] = max(found)
+    for side in ("auto_LiRPA", "decomon"):
+        ratios = [ours["cpu_seconds"] / theirs["cpu_seconds"] for ours, theirs in pairs(side, "cpu_seconds", METHODS)]
+        if ratios:
+            figures[f"time_over_{side.lower()}"] = float(np.exp(np.mean(np.log(ratios))))
+            figures[f"time_over_{side.lower()}_worst"] = max(ratios)
+    alphas = [ours["mean_radius"] / theirs["mean_radius"]
+              for ours, theirs in pairs("auto_LiRPA", "mean_radius", ("alpha_crown",))]  # fmt: skip
     if alphas:
         figures["alpha_crown_radius_over_peer"] = min(alphas)
     return figures
+
+
+def table_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each network, norm and method: ours, then the peers'."""
+    table = []
+    for name, found in results.items():
+        for norm, row in found.items():
+            for method, ours in row["tfkit"].items():
+                line = {"network": name, "norm": norm, "method": method,
+                        "examples": ours.get("examples", row["examples"]), "mean radius": ours["mean_radius"],
+                        "cpu s": ours.get("cpu_seconds")}  # fmt: skip
+                for side in ("auto_LiRPA", "decomon"):
+                    theirs = row.get(side, {}).get(method, {})
+                    line |= {
+                        f"{side}: {label}": theirs.get(key)
+                        for label, key in (
+                            ("radius", "mean_radius"),
+                            ("cpu s", "cpu_seconds"),
+                            ("bounds differ", "difference"),
+                        )
+                    }
+                table.append(line)
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", type=Path, help="of the environment with auto_LiRPA")
     parser.add_argument("--auto-lirpa", type=Path, help="a checkout, where it is not installed")
+    parser.add_argument("--decomon-python", type=Path, help="of the environment with decomon")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--timed", nargs="+", choices=list(NORMS), default=["inf"], help="norms whose search is timed")
+    parser.add_argument("--timed", nargs="+", choices=list(NORMS), default=["linf"], help="norms whose search is timed")
     parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--alpha-examples", type=int, default=20)
     parser.add_argument("--balls", type=int, default=12_000, help="that are attacked, about; 0: none")
@@ -271,10 +303,12 @@ def main() -> None:
     arguments = parser.parse_args()
     digits, epochs = data.load("mnist5k" if arguments.quick else "mnist", validation=0), 1 if arguments.quick else 6
     if arguments.quick:
-        arguments.networks, arguments.examples, arguments.alpha_examples, arguments.balls = ["mlp2_20"], 4, 2, 60
-    if arguments.peer_python is None:
-        say("auto_LiRPA: skipped, pass --peer-python")
-    say("decomon: skipped, it needs Keras 2" if not arguments.quick else "decomon: skipped")
+        arguments.networks, arguments.examples, arguments.alpha_examples = ["mlp2_20"], 4, 2
+        arguments.balls = min(arguments.balls, 60)
+    options = {"auto_LiRPA": "peer_python", "decomon": "decomon_python"}
+    skipped = [side for side, option in options.items() if getattr(arguments, option) is None]
+    for side in skipped:
+        say(f"{side}: skipped, pass --{options[side].replace('_', '-')}")
     results: dict[str, Any] = {}
     if arguments.out.exists() and not arguments.quick:  # Networks may be measured one at a time.
         results = json.loads(arguments.out.read_text())["results"]
@@ -287,7 +321,8 @@ def main() -> None:
         if not arguments.quick:
             common.write_result(
                 arguments.out, figures, data={"name": digits.name, "train": len(digits.x_train), "epochs": epochs},
-                seeds=[0], results={**results, "attacks": tested}, skipped=["decomon"],
+                seeds=[0], table=table_of(results), results={**results, "attacks": tested},
+                skipped=skipped,
                 settings={"tolerance": TOLERANCE, "alpha_steps": ALPHA_STEPS, "clip": None, "arithmetic": "real"},
                 versions=common.versions("tensorflow", "keras", "numpy"),
             )  # fmt: skip

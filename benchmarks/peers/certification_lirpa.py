@@ -8,7 +8,6 @@ The task holds the weights of a sequential network, examples, rows of margins an
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from auto_LiRPA import BoundedModule, BoundedTensor  # noqa: E402
 from auto_LiRPA.perturbations import PerturbationLpNorm  # noqa: E402
+from certification_search import cpu_seconds, radii  # noqa: E402
 
 SLOPES = {"fast_lin": "same-slope", "crown": "adaptive", "alpha_crown": "adaptive"}
 
@@ -73,27 +73,6 @@ class Bounder:
         return low.detach().numpy().astype(np.float64)
 
 
-def radii(bounder: Bounder, count: int, first: float, tolerance: float) -> np.ndarray:
-    """Doubling, then bisection over the batch; finished examples leave."""
-    low, high = np.zeros(count), np.full(count, np.inf)
-    trial = np.full(count, first)
-    active = np.ones(count, bool)
-    while active.any():
-        chosen = np.flatnonzero(active)
-        good = bounder.margins(chosen, trial[chosen]).min(1) > 0
-        low[chosen[good]], high[chosen[~good]] = trial[chosen[good]], trial[chosen[~good]]
-        open_end = np.isinf(high)
-        active = open_end | (high - low > tolerance * np.where(open_end, 0, high))
-        active &= ~(high < 1e-6)
-        trial = np.where(open_end, 2 * low, (low + np.where(open_end, 0, high)) / 2)
-    return low
-
-
-def cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
 def main() -> None:
     torch.set_num_threads(1)
     task = np.load(sys.argv[1], allow_pickle=False)
@@ -107,7 +86,7 @@ def main() -> None:
             plain = Bounder(task, method, torch.float32)
             plain.margins(everything[:2], task["epsilon"][:2])
             wall, cpu = time.perf_counter(), cpu_seconds()
-            found = radii(plain, len(everything), float(task["first"]), float(task["tolerance"]))
+            found = radii(plain.margins, len(everything), float(task["first"]), float(task["tolerance"]))
             answer[method] |= {
                 "radii": found.tolist(), "seconds": time.perf_counter() - wall, "cpu_seconds": cpu_seconds() - cpu
             }  # fmt: skip

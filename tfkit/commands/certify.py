@@ -14,7 +14,7 @@ def certify(
     model: Annotated[Path, typer.Argument(help="A .keras file to logits, or an int8 .tflite file.")],
     data: Annotated[str, typer.Option("--data", help="A name, an .npz file, or module:function; its test part.")],
     examples: Annotated[int, typer.Option(min=1, help="The first so many of it.")] = 100,
-    norm: Annotated[str, typer.Option(help="1, 2 or inf.")] = "inf",
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     method: Annotated[
         str, typer.Option(help="interval, crown_ibp, fast_lin, fast_lip, crown, alpha_crown or dual.")
     ] = "crown",

@@ -5,12 +5,17 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.robustness.certification.conftest import inside, scattered
+from tfkit.compression.fake_quantize import FakeQuantize
 from tfkit.robustness import certification
 from tfkit.robustness.certification import Network, UnsupportedLayerError, bounds
+from tfkit.robustness.certification import network as network_module
+from tfkit.robustness.certification.maximum import Maximum
 
-ORDERS = {1: 1.0, 2: 2.0, "inf": np.inf}
+L = keras.layers
+ORDERS = {"l1": 1.0, "l2": 2.0, "linf": np.inf}
 
 
 def reference(model, x, epsilon, order, method):
@@ -70,12 +75,12 @@ def test_equals_a_computation_neuron_by_neuron(mlp, method, norm):
 
 
 @pytest.mark.parametrize("name", ["residual", "depthwise", "signal"])
-@pytest.mark.parametrize("norm, clip", [("inf", (0.0, 1.0)), (2, None), (1, (0.0, 1.0))])
+@pytest.mark.parametrize("norm, clip", [("linf", (0.0, 1.0)), ("l2", None), ("l1", (0.0, 1.0))])
 def test_hold_at_points_of_the_ball(zoo, name, norm, clip):
     model = zoo[name]
     network = Network(model)
     x = np.random.default_rng(0).uniform(size=(2, *network.graph.input_shape)).astype(np.float32)
-    epsilon = {"inf": 0.05, 2: 0.2, 1: 0.5}[norm]
+    epsilon = {"linf": 0.05, "l2": 0.2, "l1": 0.5}[norm]
     points = inside(x, epsilon, ORDERS[norm], clip, 100)
     values = network.forward(points.reshape(-1, *x.shape[1:])).reshape(100, 2, -1)
     if not network.graph.dropped_softmax:
@@ -94,6 +99,42 @@ def test_hold_at_points_of_the_ball(zoo, name, norm, clip):
     assert widths["crown"] < 0.9 * widths["interval"]
 
 
+@pytest.fixture(scope="module")
+def pooled():
+    """A convolution, a ReLU and max pooling: many windows hold places that are 0 at their lowest."""
+    body = [L.Conv2D(3, 3, activation="relu"), L.MaxPooling2D(2), L.Flatten(), L.Dense(3)]
+    return scattered(keras.Sequential([keras.Input((8, 8, 1)), *body]))
+
+
+@pytest.mark.parametrize("name", ["mlp", "pooled", "residual", "depthwise", "signal"])
+@pytest.mark.parametrize("method", ["interval", "fast_lin", "crown", "crown_ibp"])
+def test_float32_moves_bounds_by_no_more_than_its_rounding(mlp, pooled, zoo, name, method):
+    """The account for a network that computes in float32 measures what computing its bounds in float32 does."""
+    network = Network({"mlp": mlp, "pooled": pooled}.get(name) or zoo[name])
+    x = np.random.default_rng(0).uniform(size=(6, *network.graph.input_shape)).astype(np.float32)
+    rows = np.tile(np.concatenate([np.eye(3), -np.eye(3)]), (6, 1, 1))
+    epsilon = np.float32([0.003, 0.01, 0.03, 0.04, 0.06, 0.1])
+
+    def found(dtype, arithmetic):
+        problem = network.problem(x, epsilon, np.inf, (0.0, 1.0), arithmetic, dtype)
+        return certification.base.as_method(method).lower(network, problem, rows, {}).astype(np.float64)
+
+    exact = found("float64", "real")
+    account = exact - found("float64", "float32")
+    assert (account > 0).all()
+    assert (np.abs(found("float32", "real") - exact) <= 2 * account).all()
+
+
+def test_a_maximum_is_bounded_by_the_place_that_is_large_on_average(pooled):
+    """Not by one that rounding prefers: behind a ReLU, the lowest values of most places are equal."""
+    network = Network(pooled)
+    node = next(node for node in network.nodes if isinstance(node, Maximum))
+    low = np.zeros((1, *node.shape[:2], 4, 3)) - 1e-15 * np.arange(4)[:, None]
+    high = np.zeros(low.shape) + np.array([0.1, 0.2, 0.7, 0.3])[:, None]
+    chosen = node.lines(tf.constant(low), tf.constant(high)).lower_slope.numpy()
+    np.testing.assert_array_equal(chosen.argmax(-2), 2)
+
+
 def test_radius_zero_is_the_output(mlp):
     x = np.random.default_rng(0).uniform(size=(3, 5)).astype(np.float32)
     low, high = bounds(mlp, x, 0.0, arithmetic="real")
@@ -108,7 +149,7 @@ def test_linear_network_is_bounded_exactly():
     model = scattered(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)]))
     kernel = np.asarray(model.layers[0].kernel, np.float64) @ np.asarray(model.layers[1].kernel, np.float64)
     x = np.ones((1, 4))
-    for norm, dual in ((1, np.inf), (2, 2), ("inf", 1)):
+    for norm, dual in (("l1", np.inf), ("l2", 2), ("linf", 1)):
         low, high = bounds(model, x, 0.1, norm, arithmetic="real")
         np.testing.assert_allclose((high - low)[0], 0.2 * np.linalg.norm(kernel, dual, axis=0), rtol=1e-9)
 
@@ -116,7 +157,7 @@ def test_linear_network_is_bounded_exactly():
 def test_bounds_follow_the_weights(mlp):
     model = keras.models.clone_model(mlp)
     x = np.ones((1, 5))
-    for norm in ("inf", 1):
+    for norm in ("linf", "l1"):
         before = bounds(model, x, 0.1, norm)
         model.layers[0].kernel.assign(model.layers[0].kernel * 2.0)
         after = bounds(model, x, 0.1, norm)
@@ -125,9 +166,61 @@ def test_bounds_follow_the_weights(mlp):
         np.testing.assert_array_equal(after.lower, fresh.lower)
 
 
+@pytest.mark.parametrize("kind", ["batch_normalization", "normalization", "fake_quantize", "convolution"])
+def test_bounds_follow_ranges_and_statistics(kind, monkeypatch):
+    """Also where passes have been compiled, and where a graph has numbers of a layer in it."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(2, 4, 4, 1)).astype(np.float32)
+    layer = {
+        "batch_normalization": lambda: L.BatchNormalization(),
+        "normalization": lambda: L.Normalization(),
+        "fake_quantize": lambda: FakeQuantize(bits=6),
+        "convolution": lambda: L.SeparableConv2D(2, 2, dilation_rate=2),
+    }[kind]()
+    model = scattered(keras.Sequential([keras.Input((4, 4, 1)), layer, L.ReLU(), L.Flatten(), L.Dense(3)]))
+    network = Network(model)
+
+    def change(seed):
+        drawn = np.random.default_rng(seed).normal(seed, seed + 1.0, (20, 4, 4, 1)).astype(np.float32)
+        if kind == "normalization":
+            layer.adapt(drawn)
+        elif kind == "fake_quantize":
+            layer(drawn, training=True)
+        else:
+            scattered(model, seed + 1)
+
+    def ranges(source):
+        return np.stack([*bounds(source, x, 0.05, method="crown_ibp", arithmetic="real")])
+
+    widths = []
+    for seed in range(3):
+        expected = ranges(Network(model))
+        with monkeypatch.context() as patch:
+            patch.setattr(network_module, "EAGER_USES", 0)
+            np.testing.assert_allclose(ranges(model), expected, atol=1e-12)
+            np.testing.assert_allclose(ranges(network), expected, atol=1e-12)
+        output = np.asarray(model(x, training=False))
+        assert (expected[0] <= output + 1e-5).all() and (output <= expected[1] + 1e-5).all()
+        widths.append((expected[1] - expected[0]).mean())
+        change(seed)
+    assert len(set(np.round(widths, 6))) == 3
+
+
+def test_networks_let_their_models_go():
+    import gc
+    import weakref
+
+    model = scattered(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+    bounds(model, np.zeros((1, 3)), 0.1)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
 def test_results_say_what_they_hold_for(mlp):
-    found = bounds(mlp, np.full((1, 5), 0.5), 0.1, 2, "fast_lin", clip=(0, 1))
-    assert (found.norm, found.method, found.clip, found.arithmetic) == ("2", "fast_lin", (0.0, 1.0), "float32")
+    found = bounds(mlp, np.full((1, 5), 0.5), 0.1, "l2", "fast_lin", clip=(0, 1))
+    assert (found.norm, found.method, found.clip, found.arithmetic) == ("l2", "fast_lin", (0.0, 1.0), "float32")
 
 
 def test_unsupported_layers_are_named():
@@ -149,7 +242,9 @@ def test_unsupported_layers_are_named():
         ({"x": np.zeros((1, 4))}, "`x` must be an array"),
         ({"x": np.full((1, 5), 2.0), "clip": (0, 1)}, "inside of `clip`"),
         ({"epsilon": -1.0}, "`epsilon`"),
-        ({"norm": 3}, "`norm`"),
+        ({"norm": "l7"}, "`norm`"),
+        ({"norm": "inf"}, "`norm`"),
+        ({"norm": 2}, "`norm`"),
         ({"method": "magic"}, "`method`"),
         ({"arithmetic": "float16"}, "`arithmetic`"),
         ({"clip": (1, 0)}, "`clip`"),

@@ -52,6 +52,18 @@ def test_lines_hold_and_touch(kind):
         assert (over.min(0) <= 1e-9 + 3 * step).all() and (under.min(0) <= 1e-9 + 3 * step).all()
 
 
+@pytest.mark.parametrize("kind", ["relu", "leaky", "sigmoid", "softplus"])
+def test_ranges_pass_whole_gradients(kind):
+    """Certified training learns through them: the ends of a range are f(low) and f(high), and so are their slopes."""
+    low, high = tf.constant([[-2.0, 0.5, -2.0]]), tf.constant([[-1.0, 2.0, 1.5]])
+    node = KINDS[kind](kind, 0, (3,))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([low, high])
+        least, largest = node.range(low, high)
+    np.testing.assert_allclose(tape.gradient(least, low), node.derivative(low), rtol=1e-6)
+    np.testing.assert_allclose(tape.gradient(largest, high), node.derivative(high), rtol=1e-6)
+
+
 def test_crown_slopes_of_relu_are_the_papers():
     node = activations.LeakyReLU("relu", 0, (4,))
     low, high = tf.constant([[-1.0, -2.0, 1.0, -3.0]]), tf.constant([[2.0, 1.0, 2.0, -1.0]])

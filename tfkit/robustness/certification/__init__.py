@@ -3,7 +3,7 @@
 >>> import keras, numpy as np
 >>> from tfkit.robustness.certification import certified_radius
 >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, kernel_initializer="identity")])
->>> radii = certified_radius(model, np.array([[1.0, 0.25]]), norm="inf")
+>>> radii = certified_radius(model, np.array([[1.0, 0.25]]), norm="linf")
 >>> bool(0.374 < radii.radius[0] < 0.375)
 True
 """

@@ -49,7 +49,7 @@ def repeated(step: Callable[..., Any], values: tuple[Tensor, ...], count: int) -
 
 
 class Activation(Node, abc.ABC):
-    """A function applied number by number."""
+    """A function applied number by number; a subclass that does not rise everywhere gives its own `range`."""
 
     #: Whether the function is linear on each side of 0: where the input's sign is known, its bounds need no tightening.
     kinked = False
@@ -110,7 +110,7 @@ class Activation(Node, abc.ABC):
 
     def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The least and the largest value over [low, high]."""
-        return self.extremes(tf.zeros_like(low), low, high)
+        return self.value(low), self.value(high)
 
     def conjugate(self, a: Tensor, slope: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The minimum of a f(p) - slope p over [low, high]; gradients are those with p held at the minimum."""
@@ -287,6 +287,9 @@ class Wavy(Activation):
     #: Where the second derivative is zero, and how far out the derivative is constant to all digits.
     turn = 0.0
     far = 0.0
+
+    def range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        return self.extremes(tf.zeros_like(low), low, high)
 
     def derivative_range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         points = [low, high] + [tf.clip_by_value(t * tf.ones_like(low), low, high) for t in (-self.turn, self.turn)]

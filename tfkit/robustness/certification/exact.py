@@ -55,7 +55,7 @@ def exact_margin(
     x: np.ndarray,
     epsilon: float,
     row: np.ndarray,
-    norm: Any = "inf",
+    norm: str = "linf",
     *,
     clip: tuple[float, float] | None = None,
     relaxed: bool = False,
@@ -68,12 +68,12 @@ def exact_margin(
         x: the example, of the input's shape.
         epsilon: radius.
         row: coefficients, (outputs,).
-        norm: 1 or "inf".
+        norm: "linf" or "l1".
         clip: the range of inputs.
         relaxed: solve the LP instead, a lower bound.
         time_limit: seconds; when it ends first, the solver's lower bound is the answer.
     """
-    network = as_network(model).fresh()
+    network = as_network(model)
     program = _Program(network, x, norm_order(norm), check_clip(clip), checks.number("epsilon", epsilon, 0), relaxed)
     program.minimize(program.last, np.asarray(row, np.float64))
     return program.solve(time_limit)[1]
@@ -83,7 +83,7 @@ def exact_distance(
     model: Any,
     x: np.ndarray,
     y: int,
-    norm: Any = "inf",
+    norm: str = "linf",
     *,
     limit: float,
     clip: tuple[float, float] | None = None,
@@ -97,7 +97,7 @@ def exact_distance(
         limit: how far to look; the tighter, the faster.
         time_limit: seconds for each other class.
     """
-    network = as_network(model).fresh()
+    network = as_network(model)
     (label,) = check_classes("y", np.asarray([y]), 1, network.outputs)
     best = ExactDistance(np.inf, np.inf, None)
     for row in margin_rows(np.array([label]), network.outputs)[0]:
@@ -119,7 +119,7 @@ class _Program:
 
     def __init__(self, network: Network, x: Any, order: float, clip: Any, epsilon: float, relaxed: bool) -> None:
         if order == 2.0:
-            raise checks.error("norm", "1 or 'inf' for an exact answer, which is that of a linear program", order)
+            raise checks.error("norm", "'linf' or 'l1' for an exact answer, which is that of a linear program", "l2")
         x = check_examples(np.asarray(x)[None], network.graph.input_shape, clip)
         nodes = network.nodes
         if sum(node.size for node in nodes) > MOST_NUMBERS:

@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfkit.compression.fake_quantize import FakeQuantize
 from tfkit.internal import checks, surgery
 from tfkit.robustness.certification import propagation
 from tfkit.robustness.certification.network import Network
@@ -34,7 +35,7 @@ class IntervalBoundTraining(keras.Model):
     Args:
         model: to logits, without batch normalization, whose statistics have no bounds while they move.
         epsilon: radius to train for; a little above the one to certify helps.
-        norm: 1, 2 or "inf".
+        norm: "linf", "l2" or "l1".
         clip: the range of inputs, or None.
         warmup: steps of plain training.
         ramp: steps in which epsilon grows and kappa falls.
@@ -48,7 +49,7 @@ class IntervalBoundTraining(keras.Model):
         self,
         model: keras.Model,
         epsilon: float,
-        norm: Any = "inf",
+        norm: str = "linf",
         *,
         clip: tuple[float, float] | None = (0.0, 1.0),
         warmup: int = 2000,
@@ -69,11 +70,16 @@ class IntervalBoundTraining(keras.Model):
                     f"Argument `model` must have no batch normalization. Received: layer '{layer.name}'. Train without "
                     "it, or fold it first."
                 )
+            if isinstance(layer, FakeQuantize) and not layer.fixed:
+                raise ValueError(
+                    f"Argument `model` must have no quantizer whose range moves. Received: layer '{layer.name}'. Fix "
+                    "its range with `freeze`, or train before quantizing."
+                )
         self.model = model
         self._network = Network(model)
         if self._network.graph.dropped_softmax:
             raise ValueError("Argument `model` must end in logits, without a softmax.")
-        self.setting = Setting(self.order, self.clip is not None, "real")
+        self.setting = Setting(self.order, self.clip is not None, "ignored")
         self.step = self.add_weight(name="step", shape=(), dtype="int64", initializer="zeros", trainable=False)
         self._trackers = {name: keras.metrics.Mean(name) for name in ("loss", "accuracy", "certified")}
 

@@ -2,7 +2,9 @@
 
 A linear node lays each window's places along an axis first; here the maximum over that axis is bounded. Where one
 place's lower bound reaches all other upper bounds, the maximum is that place. Elsewhere the lower line is the place of
-the largest lower bound. The upper plane is, over the places that can win,
+the largest middle: any place is a lower bound, and this one is the closest on average. (The largest lower bound would
+be no choice behind ReLUs, where many are 0, and rounding would decide.) The upper plane is, over the places that can
+win,
 
     gamma + sum_i (u_i - gamma) / (u_i - l_i) (p_i - l_i),  max_i l_i <= gamma <= min_i u_i.
 
@@ -47,9 +49,9 @@ class Maximum(Node):
         return self.value(low), self.value(high)
 
     def winners(self, low: Tensor, high: Tensor) -> Tensor:
-        """One-hot: the valid place with the largest lower bound; the earliest of several."""
+        """One-hot: the valid place with the largest middle; the earliest of several."""
         places = low.shape[-2]
-        masked = tf.where(self.valid, low, -NEVER * tf.ones_like(low))
+        masked = tf.where(self.valid, low + high, -NEVER * tf.ones_like(low))
         return tf.one_hot(tf.argmax(masked, -2), places, axis=low.shape.rank - 2, dtype=low.dtype)
 
     def possible(self, low: Tensor, high: Tensor) -> Tensor:

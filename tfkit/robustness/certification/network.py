@@ -22,8 +22,8 @@ from tfkit.robustness.certification.rounding import SAFETY, UNIT64, gamma
 Tensor = Any
 #: Bytes of one array of coefficients; a handful of them live at a time.
 CHUNK_BYTES = 48 * 2**20
-#: A pass becomes a compiled graph when it has been made so often.
-EAGER_USES = 12
+#: A pass becomes a compiled graph when it has been made so often: more often than one search makes it.
+EAGER_USES = 24
 
 
 class Problem(NamedTuple):
@@ -45,7 +45,8 @@ class Problem(NamedTuple):
 class Network:
     """A Keras model read into a graph, with its passes compiled once for each precision.
 
-    Weights are the model's own: train it on, and the bounds follow. Everything here takes and gives arrays or tensors;
+    Weights are the model's own: train it on, and the bounds follow. So they do for ranges of fake quantization and
+    other copies, by `fresh`, which all that takes a network calls. Everything here takes and gives arrays or tensors;
     `bounds` and `certified_radius` are what users call.
 
     Args:
@@ -56,8 +57,12 @@ class Network:
     """
 
     def __init__(self, source: keras.Model | reading.Graph) -> None:
-        self.graph = source if isinstance(source, reading.Graph) else reading.read(source)
-        self.nodes = self.graph.nodes
+        self._model = None if isinstance(source, reading.Graph) else source
+        self._use(source if isinstance(source, reading.Graph) else reading.read(source))
+
+    def _use(self, graph: reading.Graph) -> None:
+        self.graph = graph
+        self.nodes = graph.nodes
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._uses: collections.Counter[Any] = collections.Counter()
         self._norms: dict[Any, np.ndarray] = {}
@@ -71,7 +76,15 @@ class Network:
         self.last = len(self.nodes) - 1
 
     def fresh(self) -> Network:
-        """Forgets what was computed from weights, which may have changed since."""
+        """Forgets what was computed from weights, which may have changed since; reads the model anew if it must.
+
+        Raises:
+            ValueError: what was copied has changed, and the network was made of a graph, without a model.
+        """
+        if self.graph.outdated:
+            if self._model is None:
+                raise ValueError("Ranges have changed since the graph was read. Read the model again.")
+            self._use(reading.read(self._model))
         self._norms.clear()
         return self
 
@@ -276,11 +289,11 @@ _KNOWN: weakref.WeakKeyDictionary[keras.Model, Network] = weakref.WeakKeyDiction
 
 
 def as_network(model: Any) -> Network:
-    """Returns the network of a model, made once."""
+    """Returns the network of a model, made once, and fresh."""
     if isinstance(model, Network):
-        return model
-    if isinstance(model, reading.Graph) or not isinstance(model, keras.Model):
+        return model.fresh()
+    if not isinstance(model, keras.Model):
         return Network(model)
-    if model not in _KNOWN:
-        _KNOWN[model] = Network(model)
-    return _KNOWN[model]
+    if model not in _KNOWN or _KNOWN[model].graph.outdated:
+        _KNOWN[model] = Network(reading.read(model))  # Of a graph: a network that holds its model would keep it alive.
+    return _KNOWN[model].fresh()

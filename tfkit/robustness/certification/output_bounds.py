@@ -12,7 +12,7 @@ from tfkit.internal import checks
 from tfkit.robustness.certification.base import Method, as_method
 from tfkit.robustness.certification.margins import check_examples
 from tfkit.robustness.certification.network import as_network
-from tfkit.robustness.certification.region import Clip, check_clip, norm_name, norm_order
+from tfkit.robustness.certification.region import Clip, check_clip, norm_order
 from tfkit.robustness.certification.rounding import check_arithmetic
 
 
@@ -42,7 +42,7 @@ def bounds(
     model: Any,
     x: Any,
     epsilon: Any,
-    norm: Any = "inf",
+    norm: str = "linf",
     method: str | Method = "crown",
     *,
     clip: tuple[float, float] | None = None,
@@ -54,7 +54,7 @@ def bounds(
         model: a Keras model that does not end in a softmax, or a `Network` of it.
         x: centres, (examples, *shape).
         epsilon: radius, a number or (examples,).
-        norm: 1, 2 or "inf".
+        norm: "linf", "l2" or "l1".
         method: a name, see `method_names`, or a `Method`.
         clip: the range of inputs, such as (0, 1), or None.
         arithmetic: "float32" or "real", see `certified_radius`.
@@ -65,7 +65,7 @@ def bounds(
     Raises:
         ValueError: an argument breaks its rule, or a layer cannot be bounded.
     """
-    network, method, order = as_network(model).fresh(), as_method(method), norm_order(norm)
+    network, method, order = as_network(model), as_method(method), norm_order(norm)
     if network.graph.dropped_softmax:
         raise checks.error(
             "model", "a network to logits", "one that ends in a softmax",
@@ -79,7 +79,7 @@ def bounds(
     found = method.lower(network, network.problem(x, radii, order, clip, arithmetic), rows, {})
     shape = (len(x), *network.graph.output_shape)
     lower, upper = found[:, : network.outputs].reshape(shape), -found[:, network.outputs :].reshape(shape)
-    return OutputBounds(lower, upper, radii, norm_name(order), method.name, clip, arithmetic)
+    return OutputBounds(lower, upper, radii, norm, method.name, clip, arithmetic)
 
 
 def check_epsilon(epsilon: Any, count: int) -> np.ndarray:

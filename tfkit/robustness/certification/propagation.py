@@ -34,7 +34,7 @@ class Setting(NamedTuple):
     Attributes:
         order: of the norm.
         clipped: whether the ball is cut off where inputs end.
-        arithmetic: what the network computes in, see `rounding`.
+        arithmetic: what the network computes in, see `rounding.ARITHMETIC`.
     """
 
     order: float
@@ -109,6 +109,8 @@ def advance(
             )
             one = tf.ones_like(low[0])
             spread = node.error(low[0], high[0], one, one, setting.arithmetic) if lines is None else lines.error
+            if setting.arithmetic == "ignored":
+                spread = None
         if spread is not None:
             least, largest = least - spread, largest + spread
         bounds.low[position], bounds.high[position] = least, largest
@@ -134,8 +136,12 @@ def linear_range(node: Linear, low: list[Tensor], high: list[Tensor], arithmetic
     dtype = low[0].dtype
     centre = node.apply([(a + b) / 2 for a, b in zip(low, high, strict=True)])
     radius = node.apply_absolute([(b - a) / 2 for a, b in zip(low, high, strict=True)])
-    magnitude = node.apply_absolute([tf.maximum(tf.abs(a), tf.abs(b)) for a, b in zip(low, high, strict=True)])
     constant = node.constant(dtype)
+    if arithmetic == "ignored":
+        centre = centre if constant is None else centre + constant
+        radius += tf.cast(node.noise, dtype)
+        return centre - radius, centre + radius, tf.zeros_like(centre)
+    magnitude = node.apply_absolute([tf.maximum(tf.abs(a), tf.abs(b)) for a, b in zip(low, high, strict=True)])
     if constant is not None:
         centre, magnitude = centre + constant, magnitude + tf.abs(constant)
     error = sum_error(node.terms, node.size, arithmetic) * magnitude + tf.cast(node.noise, dtype)
@@ -240,10 +246,11 @@ def backward(
         if isinstance(node, Maximum):
             a, magnitude = a[..., None, :], magnitude[..., None, :]
         if both:
-            add(coefficients, source, a * lines.upper_slope[:, None])
+            add(coefficients, source, a * tf.expand_dims(lines.upper_slope, 1))
             continue
         own = None if slopes is None else slopes.get(position)
-        lower_slope, upper_slope = lines.lower_slope[:, None] if own is None else own, lines.upper_slope[:, None]
+        lower_slope = tf.expand_dims(lines.lower_slope, 1) if own is None else own
+        upper_slope = tf.expand_dims(lines.upper_slope, 1)
         mean, half = (lower_slope + upper_slope) / 2, (lower_slope - upper_slope) / 2
         add(coefficients, source, a * mean + magnitude * half)
     return low - slack, (high + slack if both else None)

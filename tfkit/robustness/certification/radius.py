@@ -19,7 +19,7 @@ from tfkit.internal import checks
 from tfkit.robustness.certification.base import Method, as_method
 from tfkit.robustness.certification.margins import check_classes, check_examples, margin_rows
 from tfkit.robustness.certification.network import as_network
-from tfkit.robustness.certification.region import Clip, check_clip, norm_name, norm_order
+from tfkit.robustness.certification.region import Clip, check_clip, norm_order
 from tfkit.robustness.certification.rounding import check_arithmetic
 
 #: Examples that are searched together.
@@ -40,7 +40,7 @@ class CertifiedRadii:
     Attributes:
         radius: (examples,), float64. No input within this distance changes the class; 0 where nothing is certified.
         margin: the smallest proven margin at the radius, (examples,); not positive where nothing is certified.
-        norm: "1", "2" or "inf".
+        norm: "linf", "l2" or "l1".
         method: its name.
         clip: the range that inputs are known to lie in, or None. It makes radii larger: compare like with like.
         arithmetic: "float32": of the network as it runs; "real": of the function its weights define.
@@ -68,7 +68,7 @@ def certified_radius(
     model: Any,
     x: Any,
     y: Any = None,
-    norm: Any = "inf",
+    norm: str = "linf",
     method: str | Method = "crown",
     tolerance: float = 1e-3,
     *,
@@ -84,7 +84,7 @@ def certified_radius(
         model: a Keras model to logits, or a `Network` of it.
         x: examples, (examples, *shape).
         y: their classes, (examples,); None: those that the model predicts. A wrong prediction has radius 0.
-        norm: 1, 2 or "inf".
+        norm: "linf", "l2" or "l1".
         method: a name, see `method_names`, or a `Method`.
         tolerance: of the radius, relative.
         targets: a class for each example that it is not to be taken for; None: all others.
@@ -100,7 +100,7 @@ def certified_radius(
         ValueError: an argument breaks its rule, or a layer cannot be bounded.
     """
     started = time.perf_counter()
-    network, method, order = as_network(model).fresh(), as_method(method), norm_order(norm)
+    network, method, order = as_network(model), as_method(method), norm_order(norm)
     clip, arithmetic = check_clip(clip), network.graph.arithmetic or check_arithmetic(arithmetic)
     dtype = checks.choice("dtype", dtype, ("float32", "float64"))
     tolerance = checks.number("tolerance", tolerance, 1e-9, 0.5)
@@ -136,7 +136,7 @@ def certified_radius(
         found = _search(lambda c, e: proven(c, e, dtype), len(x[part]), min(first, largest), largest, tolerance)
         radius[part], margin[part] = _decide(lambda c, e: proven(c, e, "float64"), found, tolerance)
     return CertifiedRadii(
-        radius, margin, norm_name(order), method.name, clip, arithmetic, targets is not None,
+        radius, margin, norm, method.name, clip, arithmetic, targets is not None,
         time.perf_counter() - started,
     )  # fmt: skip
 

@@ -65,11 +65,18 @@ class Graph(NamedTuple):
         nodes: the nodes.
         dropped_softmax: whether a last softmax was left out: it changes no order of classes.
         arithmetic: "int8" for a file, whose nodes bear its roundings; None: as asked for.
+        copied: what was copied from layers, such as ranges: how to get it, and its value then.
     """
 
     nodes: tuple[Node, ...]
     dropped_softmax: bool
     arithmetic: str | None = None
+    copied: tuple[tuple[Callable[[], Any], np.ndarray], ...] = ()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether what was copied has changed since. Weights are not copied, but read anew in each computation."""
+        return any(not np.array_equal(get(), value) for get, value in self.copied)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -112,6 +119,13 @@ class Builder:
     def __init__(self, name: str, shape: Sequence[int]) -> None:
         self.nodes: list[Node] = [Input(name, shape)]
         self.softmax: int | None = None  # The position that a softmax was to be applied to.
+        self.copied: list[tuple[Callable[[], Any], np.ndarray]] = []
+
+    def copy(self, get: Callable[[], Any]) -> np.ndarray:
+        """Numbers of a layer that decide what nodes there are, and so cannot be read anew in each computation."""
+        value = np.asarray(get(), np.float64)
+        self.copied.append((get, value))
+        return value
 
     def finish(self, output: int) -> Graph:
         """The graph of what the output needs, the output last."""
@@ -129,7 +143,9 @@ class Builder:
         for position in kept:
             node = self.nodes[position]
             node.inputs = tuple(places[source] for source in node.inputs)
-        return Graph(tuple(self.nodes[position] for position in kept), self.softmax is not None)
+        return Graph(
+            tuple(self.nodes[position] for position in kept), self.softmax is not None, copied=tuple(self.copied)
+        )
 
     def add(self, node: Node) -> int:
         """Appends a node; returns its position."""
@@ -334,27 +350,29 @@ def add_convolution(build: Builder, layer: Any, given: list[int]) -> int:
         source = build.reshape(layer.name, source, (1, *build.shape(source)))
         strides, rate = (1, *strides), (1, *rate)
 
-    def kernel_of(variable: Any, groups: int = 1) -> tuple[Weight, list[int]]:
-        shape = [1] * flat + list(variable.shape)
+    def kernel_of(name: str, rate: Sequence[int], groups: int = 1) -> tuple[Weight, list[int]]:
+        shape = [1] * flat + list(getattr(layer, name).shape)
 
         def get(dtype: tf.DType) -> Tensor:
-            kernel = _dilated(tf.reshape(tf.cast(tf.convert_to_tensor(variable), dtype), shape), rate)
+            # By name, not the variable: a layer with LoRA computes its kernel.
+            kernel = tf.cast(tf.convert_to_tensor(getattr(layer, name)), dtype)
+            kernel = _dilated(tf.reshape(kernel, shape), rate)
             return _ungrouped(kernel, groups) if groups > 1 else kernel
 
         dilated = [(length - 1) * step + 1 for length, step in zip(shape[:2], rate, strict=True)]
         return get, [*dilated, shape[2] * groups, shape[3]]
 
     if isinstance(layer, layers.SeparableConv1D | layers.SeparableConv2D):
-        kernel, shape = kernel_of(layer.depthwise_kernel)
+        kernel, shape = kernel_of("depthwise_kernel", rate)
         source = _depthwise(build, layer, source, kernel, shape, None, strides, padding)
-        rate = strides = (1, 1)
-        kernel, shape = kernel_of(layer.pointwise_kernel)
+        strides = (1, 1)
+        kernel, shape = kernel_of("pointwise_kernel", (1, 1))
         made = build.convolution(layer, source, kernel, shape, _bias(layer), strides, "valid")
     elif isinstance(layer, layers.DepthwiseConv1D | layers.DepthwiseConv2D):
-        kernel, shape = kernel_of(layer.kernel)
+        kernel, shape = kernel_of("kernel", rate)
         made = _depthwise(build, layer, source, kernel, shape, _bias(layer), strides, padding)
     else:
-        kernel, shape = kernel_of(layer.kernel, layer.groups)
+        kernel, shape = kernel_of("kernel", rate, layer.groups)
         made = build.convolution(layer, source, kernel, shape, _bias(layer), strides, padding)
     if flat:
         made = build.reshape(layer.name, made, build.shape(made)[1:])
@@ -392,8 +410,8 @@ def add_batch_normalization(build: Builder, layer: Any, given: list[int]) -> int
 
 
 def add_normalization(build: Builder, layer: Any, given: list[int]) -> int:
-    mean, deviation = (np.asarray(value, np.float64)[0] for value in (layer.mean, np.sqrt(np.asarray(layer.variance))))
-    deviation = np.maximum(deviation, keras.config.epsilon())
+    mean, variance = (found[0] for found in build.copy(lambda: np.stack([layer.mean, layer.variance])))
+    deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
     if layer.invert:
         return build.scale(layer.name, given[0], weight(deviation), weight(mean))
     return build.scale(layer.name, given[0], weight(1 / deviation), weight(-mean / deviation), terms=8)
@@ -592,8 +610,9 @@ def add_fake_quantize(build: Builder, layer: Any, given: list[int]) -> int:
     if layer.fixed:
         minimum, maximum = layer.minimum, layer.maximum
     else:
-        minimum, maximum = float(layer.moving_minimum), float(layer.moving_maximum)
-        if not float(layer.steps):
+        moving = (layer.moving_minimum, layer.moving_maximum)
+        seen, minimum, maximum = build.copy(lambda: [float(layer.steps) > 0, *map(float, moving)]).tolist()
+        if not seen:
             return given[0]  # It has seen no data yet, and passes its input through.
     low, high = (float(end) for end in nudged_range(minimum, maximum, layer.bits))
     clipped = build.clip(layer.name, given[0], low, high)

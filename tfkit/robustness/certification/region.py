@@ -13,8 +13,8 @@ from tfkit.internal import checks
 from tfkit.robustness.certification.rounding import ARITHMETIC, SAFETY, UNIT64, gamma
 
 Tensor = Any
-#: Names of the norms, and the numbers they go by.
-NORMS = {1: 1.0, 2: 2.0, "inf": math.inf}
+#: Names of the norms, and their orders.
+NORMS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 Clip = tuple[float, float] | None
 
 
@@ -35,21 +35,16 @@ class Ball(NamedTuple):
     error: Tensor
 
 
-def norm_order(norm: Any) -> float:
-    """Returns 1.0, 2.0 or inf.
+def norm_order(norm: str) -> float:
+    """Returns the order of a norm: inf, 2.0 or 1.0.
 
-    >>> norm_order("inf")
+    Raises:
+        ValueError: the name is unknown.
+
+    >>> norm_order("linf")
     inf
     """
-    for name, order in NORMS.items():
-        if norm in (name, str(name)) or (isinstance(norm, float) and norm == order):
-            return order
-    raise checks.error("norm", "1, 2 or 'inf'", norm)
-
-
-def norm_name(order: float) -> str:
-    """Returns "1", "2" or "inf"."""
-    return "inf" if math.isinf(order) else str(int(order))
+    return NORMS[checks.choice("norm", norm, NORMS)]
 
 
 def check_clip(clip: Sequence[float] | None) -> Clip:
@@ -133,7 +128,7 @@ def rows_dot(a: Tensor, values: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, values: Tensor) -> Tensor:
-    return tf.squeeze(tf.matmul(a, values[..., None]), -1)
+    return tf.squeeze(tf.matmul(a, tf.expand_dims(values, -1)), -1)
 
 
 def _flat(values: Tensor) -> Tensor:

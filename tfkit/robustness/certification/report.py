@@ -21,6 +21,8 @@ from tfkit.robustness.certification.region import Clip, check_clip, norm_order
 
 #: An attack as this report takes it: model, x, y and epsilon to adversarial inputs, (examples, *shape).
 Attack = Callable[..., Any]
+#: Norms as plots write them.
+LABELS = {"linf": "$L_\\infty$", "l2": "$L_2$", "l1": "$L_1$"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ class CertificationReport:
             axes.fill_between(self.epsilons, between, self.attacked_accuracy, alpha=0.12, color="#555555", lw=0)
         axes.axhline(self.accuracy, color="#888888", lw=0.8, ls=":", label="without an attack")
         clip = "not clipped" if self.clip is None else f"inputs in [{self.clip[0]:g}, {self.clip[1]:g}]"
-        axes.set(xlabel=f"radius, L{self.norm}, {clip}", ylabel="accuracy", ylim=(0, 1.02), xlim=(0, None))
+        axes.set(xlabel=f"radius, {LABELS[self.norm]}, {clip}", ylabel="accuracy", ylim=(0, 1.02), xlim=(0, None))
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
         content = io.BytesIO()
@@ -110,7 +112,7 @@ def certify(
     model: Any,
     x: Any,
     y: Any,
-    norm: Any = "inf",
+    norm: str = "linf",
     method: str | Method = "crown",
     *,
     epsilons: Sequence[float] | None = None,
@@ -125,7 +127,7 @@ def certify(
         model: to logits: a Keras model, a `Network`, or a network of `read_tflite`.
         x: examples, (examples, *shape).
         y: their classes.
-        norm: 1, 2 or "inf".
+        norm: "linf", "l2" or "l1".
         method: a name, see `method_names`, or a `Method`.
         epsilons: radii at which accuracy is told; None: ten, up to the largest certified one.
         attack: `attack(model, x, y, epsilon=...)` gives adversarial inputs, or a result with `x_adv`; the accuracy that

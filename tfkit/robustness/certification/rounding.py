@@ -22,8 +22,9 @@ from tfkit.internal import checks
 #: Unit roundoff of float64 and float32.
 UNIT64 = 2.0**-53
 UNIT32 = 2.0**-24
-#: What a network is taken to compute in; the unit of its rounding errors. Those of int8 files are in their nodes.
-ARITHMETIC = {"real": 0.0, "float32": UNIT32, "int8": 0.0}
+#: What a network is taken to compute in; the unit of its rounding errors. Those of int8 files are in their nodes. With
+#: "ignored" there is no account at all: in training, where the bounds are a loss, not a certificate.
+ARITHMETIC = {"real": 0.0, "float32": UNIT32, "int8": 0.0, "ignored": 0.0}
 #: Errors of an elementary function, in units: those of TensorFlow's vectorized float32 functions are below 8.
 FUNCTION_UNITS = 16
 #: Errors of the same order as those accounted for, from computing the account itself, are met by counting double.
