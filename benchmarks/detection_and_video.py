@@ -173,7 +173,7 @@ def clip_classifier(x: np.ndarray, y: np.ndarray, epochs: int) -> keras.Model:
         keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, epochs * -(-len(x) // 32))),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    mirrored = x * np.float32([-1, 1])
+    mirrored = x * np.array([-1, 1], np.float32)
     for _ in range(epochs):
         turned = np.where(np.random.random((len(x), 1, 1, 1)) < 0.5, x, mirrored)  # noqa: NPY002  (seeded above)
         model.fit(turned, y, batch_size=32, epochs=1, verbose=0)

@@ -104,7 +104,11 @@ def accuracies(models: dict[str, Any], x: np.ndarray, y: np.ndarray, steps: int)
             return 100 * float(np.mean(found.argmax(axis=1) == y))
 
         rows[name] = {"clean": accuracy(x)}
-        attack, logits = AtOneC(steps), lambda z, attacked=attacked: attacked(z)
+
+        def logits(points: Any, attacked: Any = attacked) -> Any:
+            return attacked(points)
+
+        attack = AtOneC(steps)
         for weight in WEIGHTS:
             attack.initial_c = weight
             rows[name][str(weight)] = accuracy(attack(logits, x, y, epsilon=None).x_adv)

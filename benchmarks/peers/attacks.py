@@ -147,7 +147,14 @@ def pgd(bench: Bench, model: keras.Model, x: np.ndarray, y: np.ndarray, files: d
 
     rows = {"tfkit": bench.ours("pgd", run)}
     for library in LIBRARIES:
-        task = {"kind": "pgd", "library": library, "steps": 40, "relative_step": STEP, "epsilons": EPSILONS, **files}
+        task: dict[str, Any] = {
+            "kind": "pgd",
+            "library": library,
+            "steps": 40,
+            "relative_step": STEP,
+            "epsilons": EPSILONS,
+            **files,
+        }
         if (found := bench.peer("pgd", **task)) is not None:
             rows[library] = found
     return rows
@@ -175,7 +182,14 @@ def carlini_wagner(
         return bench.ours(f"cw_{part}_{rate}", run)
 
     def foolbox(part: str, rate: float) -> dict[str, Any] | None:
-        task = {"kind": "cw", "library": "foolbox", "search_steps": 9, "steps": steps, "rate": rate, **parts[part][2]}
+        task: dict[str, Any] = {
+            "kind": "cw",
+            "library": "foolbox",
+            "search_steps": 9,
+            "steps": steps,
+            "rate": rate,
+            **parts[part][2],
+        }
         return bench.peer(f"cw_{part}_{rate}", **task)
 
     rows: dict[str, Any] = {}
@@ -188,7 +202,8 @@ def carlini_wagner(
         if (found := attack("test", best)) is not None:
             chosen = {"rate": best, "validation_median_l2": {str(rate): value for rate, value in by_rate.items()}}
             rows[label] = {**found, **chosen, "median_l2": median(found["distances"])}
-    found = bench.peer("cw_defaults", kind="cw", library="art", **parts["test"][2])
+    defaults: dict[str, Any] = {"kind": "cw", "library": "art", **parts["test"][2]}
+    found = bench.peer("cw_defaults", **defaults)
     if found is not None:
         rows["art, defaults of 10 x 10"] = {**found, "median_l2": median(found["distances"])}
     return rows
@@ -212,7 +227,7 @@ def label_attacks(
 
         rows[f"tfkit {name}"] = bench.ours(f"labels_{name}", run)
     for library, name in PEERS:
-        task = {"kind": "labels", "library": library, "name": name, "checkpoints": checkpoints, **files}
+        task: dict[str, Any] = {"kind": "labels", "library": library, "name": name, "checkpoints": checkpoints, **files}
         answer = bench.peer(f"labels_{name}", count=len(x), seconds_an_example=limit, **task)
         if answer is not None:
             each = answer["examples"]
