@@ -45,6 +45,13 @@ SECTIONS: dict[str, About] = {
         "Madry et al., <https://arxiv.org/abs/1706.06083>: MNIST at 0.3 in L-infinity, 10,000 training digits where "
         "the paper has 60,000. Robust accuracy: 1,000 test digits under 40 steps from each of 20 random starts.",
     ),
+    "attacks_peers": About(
+        "Attacks beside foolbox and ART",
+        f"The same small network, trained on {MNIST}, and the same test digits, on one thread; times are of the "
+        "processor. PGD: 40 steps from the digit itself, the second call. Carlini-Wagner: 9 values of c with 1000 "
+        "iterations, Adam's rate chosen on validation digits for both sides. Label attacks: the median of the nearest "
+        "point at equal queries, on a `.tflite` file; their time is a query's, of the slowest of ours over its peer.",
+    ),
     "certification_peers": About(
         "Certification beside auto_LiRPA and decomon",
         f"The same networks, trained on {MNIST}, m x [1024] having m layers as in Fast-Lin's paper. All sides bound "
@@ -63,6 +70,12 @@ SECTIONS: dict[str, About] = {
         "Defenses compared",
         "The same small network and digits under the same attacks; accuracies in percent. Input transformations stand "
         "there as a warning: what they seem to resist is gone when the attack steps over them.",
+    ),
+    "detection_and_video": About(
+        "Attacks on a detector and on clips",
+        "A detector of blood cells (BCCD, 160 x 120 pixels) and a classifier of skeleton clips (JHMDB). Figures are "
+        "the share of attacked images or clips broken at the largest radius: 8/255 of an image's range, 0.2 of a "
+        "skeleton's units.",
     ),
     "poisoning": About(
         "Poisoning",

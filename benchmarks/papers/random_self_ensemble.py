@@ -26,12 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from benchmarks import common
 from benchmarks.common import say
 from benchmarks.networks import kept
 from tfkit import data
+from tfkit.robustness.attacks import CarliniWagnerL2
+from tfkit.robustness.attacks.tanh_space import to_box
 from tfkit.robustness.defenses import RandomSelfEnsemble
 
 WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -67,66 +68,50 @@ def train(dataset: data.Dataset, noise: dict[str, float] | None, epochs: int, se
     return trained
 
 
-def carlini_wagner(scores: Any, x: Any, y: Any, weight: float, steps: int, rate: float = 0.01) -> Any:
-    """Minimises |x' - x|^2 + weight max(margin, 0) in tanh space by Adam, at one c, as the paper's figure has it.
+class AtOneC(CarliniWagnerL2):
+    """Carlini-Wagner at one c, as the paper's figure has it: nothing is searched for, and nothing shortened.
+
+    Where no point was misclassified the last one is returned: a random network may get it wrong when asked again.
+    `initial_c` may be set anew between calls; it is no part of the graph.
 
     Args:
-        scores: to logits; a random network gives another draw each time, and takes the mean over draws itself.
-        x: (batch, height, width, channels), in [0, 1].
-        y: (batch,).
-        weight: c.
-        steps, rate: of Adam.
-
-    Returns:
-        For each example, the point with the smallest distance among those that were misclassified, or else the last.
+        steps: of Adam.
     """
-    # Inputs at the bounds would have no finite place in tanh space.
-    place = tf.math.atanh((2 * x - 1) * 0.999999)
-    wanted = tf.one_hot(y, 10)
-    spread = [-1, 1, 1, 1]
 
-    def body(step: Any, w: Any, first: Any, second: Any, best: Any, distance: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(w)
-            points = (tf.tanh(w) + 1) / 2
-            logits = scores(points)
-            margin = tf.reduce_sum(wanted * logits, 1) - tf.reduce_max(logits - 1e9 * wanted, 1)
-            squared = tf.reduce_sum((points - x) ** 2, axis=[1, 2, 3])
-            value = tf.reduce_sum(squared + weight * tf.maximum(margin, 0.0))
-        slope = tape.gradient(value, w)
-        first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
-        time = tf.cast(step + 1, tf.float32)
-        w -= rate * (first / (1 - 0.9**time)) / (tf.sqrt(second / (1 - 0.999**time)) + 1e-8)
-        better = (margin < 0) & (squared < distance)
-        best = tf.where(tf.reshape(better, spread), points, best)
-        return step + 1, w, first, second, best, tf.where(better, squared, distance)
+    halvings = 0
 
-    zeros, far = tf.zeros_like(x), tf.fill(tf.shape(y), np.float32(np.inf))
-    _, w, _, _, best, distance = tf.while_loop(lambda step, *_: step < steps, body, (0, place, zeros, zeros, x, far))
-    return tf.where(tf.reshape(distance < np.inf, spread), best, (tf.tanh(w) + 1) / 2)
+    def __init__(self, steps: int) -> None:
+        super().__init__(search_steps=1, iterations=steps, learning_rate=0.01, abort_early=False, batch_size=100)
+
+    def schedule(self, model: Any, x: np.ndarray, y: np.ndarray) -> Any:
+        state, advance = super().schedule(model, x, y)
+
+        def keep_last(state: Any) -> np.ndarray:
+            lost = ~np.isfinite(state.nearest)
+            state.best[lost] = to_box(state.w[lost], self.bounds)
+            return advance(state)
+
+        return state, keep_last
 
 
 def accuracies(models: dict[str, Any], x: np.ndarray, y: np.ndarray, steps: int) -> dict[str, dict[str, float]]:
     """Returns for each network its accuracy in percent: clean, and at each c."""
     rows: dict[str, dict[str, float]] = {}
-    labels = tf.constant(y)
     for name, (attacked, predicts) in models.items():
-
-        @tf.function
-        def attack(points: Any, classes: Any, weight: Any, attacked: Any = attacked) -> Any:
-            return carlini_wagner(attacked, points, classes, weight, steps)
 
         def accuracy(points: Any, predicts: Any = predicts) -> float:
             found = np.concatenate([np.asarray(predicts(points[at : at + 100])) for at in range(0, len(y), 100)])
             return 100 * float(np.mean(found.argmax(axis=1) == y))
 
-        rows[name] = {"clean": accuracy(tf.constant(x))}
+        rows[name] = {"clean": accuracy(x)}
+
+        def logits(points: Any, attacked: Any = attacked) -> Any:
+            return attacked(points)
+
+        attack = AtOneC(steps)
         for weight in WEIGHTS:
-            parts = [
-                attack(tf.constant(x[at : at + 100]), labels[at : at + 100], tf.constant(weight))
-                for at in range(0, len(y), 100)
-            ]
-            rows[name][str(weight)] = accuracy(tf.concat(parts, axis=0))
+            attack.initial_c = weight
+            rows[name][str(weight)] = accuracy(attack(logits, x, y, epsilon=None).x_adv)
         say(f"{name}: " + ", ".join(f"{key} {value:.1f}" for key, value in rows[name].items()))
     return rows
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfkit import compression, graphs
 from tfkit.compression import fake_quantize, low_precision, pruning, relaxed_quantization
-from tfkit.robustness import defenses
+from tfkit.robustness import attacks, defenses
 
 
 class Row(NamedTuple):
@@ -26,12 +26,14 @@ class Row(NamedTuple):
 
 
 #: Public modules, whose `__all__` is the public interface.
-MODULES = ("tfkit.compression", "tfkit.data", "tfkit.export", "tfkit.graphs", "tfkit.graphs.embeddings", "tfkit.models")
 MODULES = (
     "tfkit.compression",
     "tfkit.data",
     "tfkit.export",
+    "tfkit.graphs",
+    "tfkit.graphs.embeddings",
     "tfkit.models",
+    "tfkit.robustness.attacks",
     "tfkit.robustness.defenses",
     "tfkit.robustness.poisoning",
 )
@@ -89,6 +91,28 @@ LAYERS: dict[str, Row] = {
     "tfkit.graphs.PairNorm": Row(lambda: graphs.PairNorm(0.5, individually=True)),
 }
 
+#: Attacks, small enough for a linear model of 24 inputs.
+ATTACKS: dict[str, Row] = {
+    "tfkit.robustness.attacks.AutoPGD": Row(lambda: attacks.AutoPGD(6, seed=1)),
+    "tfkit.robustness.attacks.Boundary": Row(lambda: attacks.Boundary(max_queries=200, seed=1)),
+    "tfkit.robustness.attacks.CarliniWagnerL0": Row(lambda: attacks.CarliniWagnerL0(iterations=20, seed=1)),
+    "tfkit.robustness.attacks.CarliniWagnerL2": Row(lambda: attacks.CarliniWagnerL2(3, iterations=20, seed=1)),
+    "tfkit.robustness.attacks.CarliniWagnerLinf": Row(lambda: attacks.CarliniWagnerLinf(iterations=20, seed=1)),
+    "tfkit.robustness.attacks.DeepFool": Row(lambda: attacks.DeepFool(seed=1)),
+    "tfkit.robustness.attacks.Ensemble": Row(lambda: attacks.Ensemble([attacks.FGSM(), attacks.PGD(3)])),
+    "tfkit.robustness.attacks.FGSM": Row(attacks.FGSM),
+    "tfkit.robustness.attacks.HopSkipJump": Row(lambda: attacks.HopSkipJump(max_queries=200, seed=1)),
+    "tfkit.robustness.attacks.MomentumIterative": Row(lambda: attacks.MomentumIterative(seed=1)),
+    "tfkit.robustness.attacks.NES": Row(lambda: attacks.NES(max_queries=200, seed=1)),
+    "tfkit.robustness.attacks.OPTAttack": Row(lambda: attacks.OPTAttack(max_queries=200, seed=1)),
+    "tfkit.robustness.attacks.PGD": Row(lambda: attacks.PGD(5, restarts=2, seed=1)),
+    "tfkit.robustness.attacks.SignOPT": Row(lambda: attacks.SignOPT(max_queries=200, seed=1)),
+    "tfkit.robustness.attacks.Square": Row(lambda: attacks.Square(max_queries=200, seed=1)),
+    "tfkit.robustness.attacks.Transfer": Row(lambda: attacks.Transfer(linear, attacks.PGD(5, seed=1))),
+    "tfkit.robustness.attacks.VideoPGD": Row(lambda: attacks.VideoPGD("shared", 2, steps=5, seed=1)),
+    "tfkit.robustness.attacks.ZOO": Row(lambda: attacks.ZOO(coordinates=8, max_queries=200, seed=1)),
+}
+
 #: Results, errors, base classes and what reads a file: tested where they are made.
 OTHERS: set[str] = {
     "tfkit.compression.Compressor",
@@ -110,6 +134,15 @@ OTHERS: set[str] = {
     "tfkit.data.DataError",
     "tfkit.data.Dataset",
     "tfkit.data.Location",
+    "tfkit.robustness.attacks.AdversarialResult",
+    "tfkit.robustness.attacks.Attack",
+    "tfkit.robustness.attacks.BlackBoxAttack",
+    "tfkit.robustness.attacks.BudgetExhaustedError",
+    "tfkit.robustness.attacks.DetectorTask",
+    "tfkit.robustness.attacks.Finding",
+    "tfkit.robustness.attacks.Oracle",
+    "tfkit.robustness.attacks.RobustnessReport",
+    "tfkit.robustness.attacks.TopK",
     "tfkit.robustness.defenses.AdversarialTraining",
     "tfkit.robustness.defenses.CatastrophicOverfitting",
     "tfkit.robustness.defenses.Certificate",
@@ -194,3 +227,9 @@ def _built(layer: keras.Layer) -> keras.Layer:
 
 def example(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def linear(points: Any) -> Any:
+    """Logits of three classes: linear in 24 inputs, of whatever shape."""
+    weights = np.random.default_rng(1).normal(size=(24, 3)).astype("float32")
+    return keras.ops.matmul(keras.ops.reshape(points, (-1, 24)), weights - weights.mean(axis=0))

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.conformance.catalog import COMPRESSORS, LAYERS, MODULES, OTHERS, example
+from tests.conformance.catalog import ATTACKS, COMPRESSORS, LAYERS, MODULES, OTHERS, example, linear
 from tfkit.compression import NoEffectWarning
 from tfkit.export import convert, verify
 
@@ -22,7 +22,7 @@ def public_classes():
 
 
 def test_every_public_class_has_a_row():
-    listed = {*COMPRESSORS, *LAYERS, *OTHERS}
+    listed = {*ATTACKS, *COMPRESSORS, *LAYERS, *OTHERS}
     missing = sorted(set(public_classes()) - listed)
     assert not missing, f"Add a row to tests/conformance/catalog.py for {missing}"
     for name in listed:
@@ -95,3 +95,20 @@ def test_layer_round_trip(name, tmp_path):
     model.save(tmp_path / "model.keras")
     x = example((5, 4))
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "model.keras")(x), model(x))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack(name):
+    attack = ATTACKS[name].make()
+    x = np.random.default_rng(2).uniform(0.4, 0.6, (6, 24)).astype("float32")
+    x = x.reshape(6, 4, 6) if name.endswith("VideoPGD") else x
+    y = np.asarray(linear(x)).argmax(axis=1)
+    given = x.copy()
+    epsilon = 4.0 if attack.norm == "l0" else 0.3
+    one, two = (attack(linear, x, y, epsilon=epsilon) for _ in range(2))
+    np.testing.assert_array_equal(x, given, err_msg="the examples that were given have changed")
+    np.testing.assert_array_equal(one.x_adv, two.x_adv, err_msg="the same seeds give another result")
+    assert one.success.any() and (one.distance <= epsilon).all()
+    assert one.x_adv.min() >= 0 and one.x_adv.max() <= 1 and one.x_adv.dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(linear(one.x_adv)).argmax(axis=1) != y, one.success)
+    assert (one.queries >= 1).all()

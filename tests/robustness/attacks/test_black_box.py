@@ -36,7 +36,7 @@ def linear(points):
 
 @pytest.mark.parametrize("attack", LABELS)
 def test_label_attacks_find_the_plane(attack):
-    result = attack(max_queries=4000)(linear, X, Y, epsilon=None)
+    result = attack(max_queries=3000)(linear, X, Y, epsilon=None)
     assert result.success.all()
     ratio = result.distance / EXACT["l2"]
     assert ratio.min() >= 1 - 1e-6
@@ -128,14 +128,14 @@ def test_targeted_with_a_pool(attack):
 
 @pytest.fixture(scope="module")
 def digits_task(trained_digits_model, tiny_digits):
-    x, y = tiny_digits.x_test[:8], tiny_digits.y_test[:8]
+    x, y = tiny_digits.x_test[:6], tiny_digits.y_test[:6]
     return trained_digits_model, x, y, (tiny_digits.x_train[:200], tiny_digits.y_train[:200])
 
 
 @pytest.mark.parametrize("attack", LABELS)
 def test_label_attacks_on_digits(digits_task, attack):
     model, x, y, _ = digits_task
-    few, many = (attack(max_queries=queries)(model, x, y, epsilon=None) for queries in (300, 1500))
+    few, many = (attack(max_queries=queries)(model, x, y, epsilon=None) for queries in (200, 800))
     assert few.success.all() and many.success.all()
     assert np.median(many.distance) < 0.85 * np.median(few.distance)
 
@@ -144,10 +144,10 @@ def test_score_attacks_on_digits(digits_task):
     model, x, y, pool = digits_task
     for attack in (Square(max_queries=1000), NES(max_queries=6000), NES("top-k", pool=pool, max_queries=6000)):
         result = attack(model, x, y, epsilon=0.3)
-        assert result.success.mean() >= 0.85
+        assert result.success.mean() >= 0.8
         assert np.median(result.queries) < attack.max_queries / 2
     assert Square(norm="l2", max_queries=1000)(model, x, y, epsilon=2.5).success.mean() >= 0.7
-    for zoo in (ZOO(max_queries=8000), ZOO("newton", max_queries=8000, hierarchy=(7, 14, 28))):
+    for zoo in (ZOO(max_queries=6000), ZOO("newton", max_queries=4000, hierarchy=(7, 14, 28))):
         result = zoo(model, x, y, epsilon=None)
         assert result.success.all() and np.median(result.distance) < 2.5
 

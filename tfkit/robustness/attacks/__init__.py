@@ -10,6 +10,7 @@ from tfkit.robustness.attacks.carlini_wagner import CarliniWagnerL2
 from tfkit.robustness.attacks.carlini_wagner_l0 import CarliniWagnerL0
 from tfkit.robustness.attacks.carlini_wagner_linf import CarliniWagnerLinf
 from tfkit.robustness.attacks.deep_fool import DeepFool
+from tfkit.robustness.attacks.detection import DetectorTask
 from tfkit.robustness.attacks.ensemble import Ensemble
 from tfkit.robustness.attacks.evaluation import evaluate
 from tfkit.robustness.attacks.fgsm import FGSM
@@ -20,9 +21,11 @@ from tfkit.robustness.attacks.nes import NES
 from tfkit.robustness.attacks.opt_attack import OPTAttack
 from tfkit.robustness.attacks.oracle import BudgetExhaustedError, Oracle, TopK
 from tfkit.robustness.attacks.pgd import PGD
+from tfkit.robustness.attacks.report import Finding, RobustnessReport
 from tfkit.robustness.attacks.sign_opt import SignOPT
 from tfkit.robustness.attacks.square import Square
 from tfkit.robustness.attacks.transfer import Transfer
+from tfkit.robustness.attacks.video import VideoPGD
 from tfkit.robustness.attacks.zoo import ZOO
 
 __all__ = [
@@ -40,6 +43,7 @@ __all__ = [
     "CarliniWagnerL2",
     "CarliniWagnerLinf",
     "DeepFool",
+    "DetectorTask",
     "Ensemble",
     "Finding",
     "HopSkipJump",
@@ -51,6 +55,7 @@ __all__ = [
     "Square",
     "TopK",
     "Transfer",
+    "VideoPGD",
     "evaluate",
     "evaluate_file",
 ]
