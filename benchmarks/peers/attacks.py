@@ -102,9 +102,9 @@ class Bench:
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
-    def peer(self, name: str, count: int | None = None, **task: Any) -> dict[str, Any] | None:
+    def peer(self, row: str, /, count: int | None = None, **task: Any) -> dict[str, Any] | None:
         """Returns a peer's answer, or None if it cannot run; `count` examples make a label attack's whole."""
-        label = f"{task['library']}_{name}"
+        label = f"{task['library']}_{row}"
         answer = self.folder / f"{label}.json"
         whole = answer.exists() and (count is None or len(json.loads(answer.read_text())["examples"]) == count)
         if not whole:

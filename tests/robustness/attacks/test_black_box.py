@@ -128,7 +128,7 @@ def test_targeted_with_a_pool(attack):
 
 @pytest.fixture(scope="module")
 def digits_task(trained_digits_model, tiny_digits):
-    x, y = tiny_digits.x_test[:6], tiny_digits.y_test[:6]
+    x, y = tiny_digits.x_test[:8], tiny_digits.y_test[:8]
     return trained_digits_model, x, y, (tiny_digits.x_train[:200], tiny_digits.y_train[:200])
 
 
@@ -144,10 +144,10 @@ def test_score_attacks_on_digits(digits_task):
     model, x, y, pool = digits_task
     for attack in (Square(max_queries=1000), NES(max_queries=6000), NES("top-k", pool=pool, max_queries=6000)):
         result = attack(model, x, y, epsilon=0.3)
-        assert result.success.mean() >= 0.8
+        assert result.success.mean() >= 0.85
         assert np.median(result.queries) < attack.max_queries / 2
     assert Square(norm="l2", max_queries=1000)(model, x, y, epsilon=2.5).success.mean() >= 0.7
-    for zoo in (ZOO(max_queries=6000), ZOO("newton", max_queries=4000, hierarchy=(7, 14, 28))):
+    for zoo in (ZOO(max_queries=8000), ZOO("newton", max_queries=8000, hierarchy=(7, 14, 28))):
         result = zoo(model, x, y, epsilon=None)
         assert result.success.all() and np.median(result.distance) < 2.5
 
