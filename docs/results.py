@@ -185,7 +185,7 @@ def generic(result: Result, name: str = "") -> list[str]:
     if result.get("plot"):
         parts.append(f"![{about.title}]({result['plot']})")
     if "table" in result:
-        return [*parts, table(result["table"])]
+        return [*parts, table([flat(row) for row in result["table"]])]
     for caption, rows in tables(result.get("results", {})):
         parts += [f"**{caption}**" if caption else "", table(rows)]
     return [part for part in parts if part]
