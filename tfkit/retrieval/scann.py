@@ -8,8 +8,8 @@ keeps an index in one file, whose arrays are checked before the package sees any
 
 Two distributions offer the package. `scann` is the authors' own; its wheels run kernels for old processors, since they
 never ask what the processor can do, but only they bring the TensorFlow operations that `as_layer` needs. `scann-core`
-is the same code with the kernels for AVX2 and AVX-512, and answers about 1.7 times as many queries. One of the two can
-be installed at a time; this class works with either.
+is the same code with the kernels for AVX2 and AVX-512, and answers 1.2 to 2.1 times as many queries in batches
+(benchmarks/results/retrieval_peers.json). One of the two can be installed at a time; this class works with either.
 """
 
 from __future__ import annotations
