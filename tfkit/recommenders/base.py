@@ -103,7 +103,13 @@ class Recommender:
         return np.asarray(made, np.float32)
 
     def recommend(
-        self, users: Any, k: int = 10, *, exclude_seen: bool = True, threads: int | None = None
+        self,
+        users: Any,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        candidates: Any = None,
+        threads: int | None = None,
     ) -> SearchResult:
         """Finds the best items for users.
 
@@ -112,6 +118,7 @@ class Recommender:
                 time, or a sparse (people, items) matrix.
             k: how many items.
             exclude_seen: leave out what is in the user's history.
+            candidates: numbers of the items that may be recommended, such as new ones; None: all.
             threads: most threads to use; None: as many as the process may.
 
         Returns:
@@ -124,6 +131,7 @@ class Recommender:
         k = checks.integer("k", k, 1, self.num_items)
         count = histories.shape[0]
         numbers = np.arange(self.num_items)
+        barred = np.zeros(0, np.int64) if candidates is None else np.setdiff1d(numbers, self._items(candidates))
 
         def part(start: int) -> tuple[np.ndarray, np.ndarray]:
             rows = slice(start, min(start + BATCH_USERS, count))
@@ -132,6 +140,7 @@ class Recommender:
             if exclude_seen:
                 low, high = histories.indptr[rows.start], histories.indptr[rows.stop]
                 mask_seen(block, histories.indptr[rows.start : rows.stop + 1] - low, histories.indices[low:high])
+            block[:, barred] = -np.inf
             scores, ids, counts = kernels.empty_heaps(len(block), k)
             kernels.offer_block(block, numbers, np.arange(len(block)), scores, ids, counts)
             kernels.sort_heaps(scores, ids, counts)
@@ -173,6 +182,14 @@ class Recommender:
         if len(who) and (who.min() < 0 or who.max() >= self.num_users):
             raise checks.error("users", f"numbers from 0 to {self.num_users - 1}", who, "Pass histories of new people.")
         return who.astype(np.int64), self.seen[who.astype(np.int64)]
+
+    def _items(self, items: Any) -> np.ndarray:
+        numbers = np.asarray(items)
+        if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "iu":
+            raise checks.error("candidates", "a vector of numbers of items", items)
+        if numbers.min() < 0 or numbers.max() >= self.num_items:
+            raise checks.error("candidates", f"numbers from 0 to {self.num_items - 1}", numbers)
+        return numbers
 
     # Files.
 

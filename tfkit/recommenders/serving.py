@@ -93,4 +93,4 @@ def _query_tower(model: Recommender) -> Any:
     network = getattr(model, "network", None)
     if network is None:
         return None
-    return network.user_tower if hasattr(network, "user_tower") else network.encoder
+    return getattr(network, "user_tower", getattr(network, "encoder", None))
