@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfkit.robustness.certification import propagation, reading
 from tfkit.robustness.certification.activations import Activation
+from tfkit.robustness.certification.builder import Graph
 from tfkit.robustness.certification.maximum import Maximum
 from tfkit.robustness.certification.nodes import Linear
 from tfkit.robustness.certification.propagation import Bounds, Row, Setting
@@ -56,11 +57,11 @@ class Network:
         UnsupportedLayerError: a layer cannot be bounded.
     """
 
-    def __init__(self, source: keras.Model | reading.Graph) -> None:
-        self._model = None if isinstance(source, reading.Graph) else source
-        self._use(source if isinstance(source, reading.Graph) else reading.read(source))
+    def __init__(self, source: keras.Model | Graph) -> None:
+        self._model = None if isinstance(source, Graph) else source
+        self._use(source if isinstance(source, Graph) else reading.read(source))
 
-    def _use(self, graph: reading.Graph) -> None:
+    def _use(self, graph: Graph) -> None:
         self.graph = graph
         self.nodes = graph.nodes
         self._compiled: dict[Any, Callable[..., Any]] = {}
