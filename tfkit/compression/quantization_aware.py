@@ -253,7 +253,11 @@ class _Rewriter:
             return self.quantized(new(*args, **kwargs), source.name, self.role(original))
         if _quantizes(source):
             self.note(source, "int8", "on a grid of its own")
-            return self.quantized_by(new, args[0])
+            x = args[0]
+            if id(x) in self.on_grid and getattr(source, "bits", 8) > 1:
+                # From one grid to another takes an integer operation: the converter refuses the clipping without it.
+                x = keras.layers.ReLU(name=self.unique(f"{source.name}_requantize"))(x)
+            return self.quantized_by(new, x)
         if kind in SAME_GRID or (kind == "UpSampling2D" and source.interpolation == "nearest"):
             outputs = new(*args, **kwargs)
             if id(args[0]) in self.on_grid:
