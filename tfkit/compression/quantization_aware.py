@@ -106,6 +106,10 @@ class QuantizationAware(Compressor):
         self.activation_bits = activation_bits
         self.momentum = momentum
         self._rows: list[QuantizationRow] = []
+        self._origins: dict[str, str] = {}  # Of the parts of separable convolutions, by name.
+
+    def _names(self, layer: keras.Layer) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((layer.name, self._origins.get(layer.name, layer.name))))
 
     def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
         if not isinstance(layer, WEIGHTED):
@@ -129,6 +133,7 @@ class QuantizationAware(Compressor):
         return FakeQuantize(bits, self.momentum, name=name)
 
     def prepare(self, model: keras.Model) -> keras.Model:
+        self._check_patterns(model)
         rewriter = _Rewriter(self, split_separable(model, self))
         prepared = surgery.rebuild(rewriter.model, rewriter.replace, rewriter.call)
         self._rows = list(rewriter.rows.values())
@@ -208,6 +213,7 @@ class _SeparableSplitter:
         if layer.use_bias:
             pointwise.bias.assign(layer.bias)
         self.pointwise[id(layer)] = pointwise
+        self.compressor._origins |= {depthwise.name: layer.name, pointwise.name: layer.name}
         return depthwise
 
     def call(self, original: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
@@ -296,7 +302,7 @@ class _Rewriter:
         return self.activation(source.activation, split, split, on_grid)
 
     def activation(self, function: Any, source: Any, new: Any, x: Any) -> Any:
-        name = keras.activations.serialize(function)
+        name = surgery.function_name(function)
         if name not in FIXED_RANGES:
             self.note(source, "float", f"activation {name} has no integer kernel")
             return new(x)
