@@ -6,8 +6,8 @@
 A GCN of two layers with the first propagation done beforehand, 2 sampled neighbours, on two graphs: Cora with the
 public split in batches of 20, and a random graph of 10,000 nodes with 20 neighbours each whose labels are quantiles of
 an average over all neighbours (`two_hop_quantiles`), in batches of 1,000. Every estimator trains from the same weights
-for the same epochs on the same batches, with a learning rate that falls to 0 by a cosine; accuracies are exact ones on
-the test nodes, after the epoch of the best validation accuracy among those looked at. Without dropout CV and CVD are
+for the same epochs on the same batches, by Adam with a rate of 0.01; accuracies are exact ones on the test nodes, after
+the epoch of the best validation accuracy among those looked at. Without dropout CV and CVD are
 the same, so that the second graph has no CV. Variance and bias of the gradient are measured early in training without
 dropout: of one batch, over many draws of its neighbours, beside the exact gradient; an unbiased estimator's mean is off
 by about its standard error. On Cora the variance is measured with dropout too, whose own part "exact" shows. Needs
@@ -135,7 +135,8 @@ def plot(curves: dict[str, dict[str, list[list[float]]]]) -> None:
     figure, axes = plt.subplots(1, len(curves), figsize=(9, 3.4))
     for axis, (name, found) in zip(axes, curves.items(), strict=True):
         for estimator, rows in found.items():
-            axis.plot(LOOK * np.arange(1, len(rows[0]) + 1), np.mean(rows, axis=0), label=estimator)
+            colour = f"C{ESTIMATORS.index(estimator)}"
+            axis.plot(LOOK * np.arange(1, len(rows[0]) + 1), np.mean(rows, axis=0), colour, label=estimator)
         axis.set(title=name, xlabel="epochs", ylabel="validation accuracy, %")
     axes[0].legend()
     figure.tight_layout()
