@@ -5,8 +5,8 @@
 
 The public split. All have 64 hidden units and Adam with 0.01; GCNII has its paper's settings for Cora (dropout 0.6,
 alpha 0.1, theta 0.5, decay 0.01 and 5e-4), the others dropout 0.5 and a decay of 5e-4. Nothing is tuned here. Training
-stops after 50 epochs without a lower validation loss (cross-entropy alone), 300 at most, and the weights of the best one
-are tested. The depths that the figures compare have 3 seeds, the others 1. With `--cache` each run is kept. Needs
+stops after 50 epochs without a lower validation loss (cross-entropy alone), 300 at most, and the best one's weights are
+tested. The depths that the figures compare have 3 seeds, the others 1. With `--cache` each run is kept. Needs
 $TFKIT_DATA.
 """
 
@@ -104,8 +104,8 @@ def main(arguments: list[str] | None = None) -> None:
         common.RESULTS / "deep_gcn.json",
         figures,
         title="Deep graph convolution",
-        about="Test accuracy in percent on Cora's public split by depth; at 2, 4 and 32 layers of GCN and GCNII the mean over the "
-        "seeds, elsewhere one run.",
+        about="Test accuracy in percent on Cora's public split by depth; at 2, 4 and 32 layers of GCN and GCNII the "
+        "mean over the seeds, elsewhere one run.",
         table=table,
         seeds=list(range(options.seeds)),
         versions=common.versions("tensorflow", "keras", "numpy", "scipy"),
