@@ -19,6 +19,7 @@ from tfkit.training.distribute.fit import distributed
 
 CASES = (
     "plain", "clipnorm", "global_clipnorm", "accumulation", "steps_per_execution", "custom", "importance", "lars",
+    "graph",
 )  # fmt: skip
 
 
@@ -47,9 +48,10 @@ def assert_parity(folder, case, replicas):
 
 
 def test_two_workers_are_one_process(root, tmp_path):
-    """Real processes over loopback: uneven batches, weights of examples, accumulation, clipping, validation."""
-    run(root, tmp_path, ["accumulation"], workers=2)
+    """Real processes over loopback: uneven batches, weights of examples, accumulation, clipping, validation, graphs."""
+    run(root, tmp_path, ["accumulation", "graph"], workers=2)
     assert_parity(tmp_path, "accumulation", 2)
+    assert_parity(tmp_path, "graph", 2)
 
 
 @pytest.mark.slow
