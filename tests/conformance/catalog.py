@@ -225,6 +225,7 @@ OTHERS: set[str] = {
     "tfkit.graphs.JumpingKnowledge",
     "tfkit.graphs.LayerWiseSampler",
     "tfkit.graphs.NeighbourSampler",
+    "tfkit.graphs.NodeModel",
     "tfkit.graphs.PageRankPropagation",
     "tfkit.graphs.SAGEConv",
     "tfkit.graphs.SGC",

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkit import graphs
 from tfkit.training import LARS, ImportanceSampling, distribute
 
 CROSS_ENTROPY = {"from_logits": True}
@@ -56,6 +57,14 @@ class MeanLoss(keras.Model):
         return {"loss": loss}
 
 
+def nodes_and_model():
+    """A graph model over node ids, with an uneven number of neighbours a node."""
+    graph = graphs.stochastic_block_model(60, 3, 6, features=5, seed=0)
+    model = graphs.NodeModel(graphs.GCN(3, 8, dropout=0.0, l2=0.01, seed=1), graph)
+    nodes = np.arange(47)
+    return nodes, graph.labels[nodes], np.linspace(0, 1, 47, dtype="float32"), model
+
+
 def trained(case):
     """Returns the weights and the history of a case."""
     x, y, weight = data()
@@ -68,6 +77,8 @@ def trained(case):
     model = network()
     if case == "custom":
         model = MeanLoss(model)
+    elif case == "graph":
+        x, y, weight, model = nodes_and_model()
     elif case == "importance":
         model = ImportanceSampling(model, 8, 2.5, threshold=100.0)
     model.compile(

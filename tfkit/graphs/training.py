@@ -159,6 +159,7 @@ def train_nodes(
     patience: int | None = None,
     window: int | None = None,
     restore: str = "val_loss",
+    penalized: bool = True,
     inputs: Any = None,
     optimizer: keras.optimizers.Optimizer | None = None,
 ) -> History:
@@ -174,6 +175,8 @@ def train_nodes(
             with 10; None: never.
         restore: the model ends with the weights of the epoch that had the best "val_loss" or "val_accuracy" (of equals,
             the lower loss), or with the "last" ones.
+        penalized: adds the regularizers to the validation loss too, as the authors of GCN do. False where they are
+            large, as in deep models: their fall would hide that the loss rises.
         inputs: the tensors; None: those of `inputs_of`.
         optimizer: in place of Adam.
 
@@ -186,7 +189,8 @@ def train_nodes(
     if not validate and (patience or window or restore != "last"):
         raise checks.error("graph", "with a split 'val'", sorted(graph.splits), 'Or set restore="last".')
     inputs = inputs_of(graph) if inputs is None else inputs
-    step = compiled_step(model, graph, inputs, optimizer or keras.optimizers.Adam(learning_rate), validate)
+    optimizer = optimizer or keras.optimizers.Adam(learning_rate)
+    step = compiled_step(model, graph, inputs, optimizer, validate, penalized)
     variables = model.trainable_variables + model.non_trainable_variables
     losses: list[float] = []
     val: list[tuple[float, float]] = []
@@ -216,12 +220,17 @@ def train_nodes(
 
 
 def compiled_step(
-    model: keras.Model, graph: Graph, inputs: Any, optimizer: keras.optimizers.Optimizer, validate: bool = False
+    model: keras.Model,
+    graph: Graph,
+    inputs: Any,
+    optimizer: keras.optimizers.Optimizer,
+    validate: bool = False,
+    penalized: bool = True,
 ) -> Callable[[], Any]:
     """Returns a compiled function that does one optimizer step and gives (loss,) or (loss, val_loss, val_accuracy).
 
-    Losses are means of the cross-entropy over the nodes of the split. The model's regularizers are added in training
-    and in validation, as the authors of GCN do.
+    Losses are means of the cross-entropy over the nodes of the split. The model's regularizers are added in training,
+    and with `penalized` in validation.
     """
     labels, mask = _targets(graph, "train")
     targets = {"train": (tf.constant(np.flatnonzero(mask)), tf.constant(labels[mask > 0]))}
@@ -235,7 +244,7 @@ def compiled_step(
     def loss_of(logits: tf.Tensor, split: str) -> tf.Tensor:
         nodes, classes = targets[split]
         each = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, tf.gather(logits, nodes))
-        return tf.reduce_mean(each) + sum(model.losses)
+        return tf.reduce_mean(each) + sum(model.losses if penalized or split == "train" else [])
 
     @tf.function(autograph=False)
     def step() -> Any:

@@ -8,6 +8,7 @@ from tfkit.graphs.sampling.dataset import sampled_dataset
 from tfkit.graphs.sampling.graph_saint import SaintSampler
 from tfkit.graphs.sampling.layer_wise import LayerWiseSampler
 from tfkit.graphs.sampling.neighbour import NeighbourSampler
+from tfkit.graphs.sampling.node_model import NodeModel
 from tfkit.graphs.sampling.pipeline import ahead
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ClusterSampler",
     "LayerWiseSampler",
     "NeighbourSampler",
+    "NodeModel",
     "SaintSampler",
     "Sampler",
     "ahead",
