@@ -32,7 +32,8 @@ from tfkit.recommenders import (
 )
 from tfkit.recommenders.evaluation import ranking_metrics
 from tfkit.recommenders.least_squares import solve_rows
-from tfkit.recommenders.sequential import pad, position_loss
+from tfkit.recommenders.sequence_losses import position_loss
+from tfkit.recommenders.sequential import pad
 
 SMALL = {"dimension": 8, "length": 6, "blocks": 1, "epochs": 1, "dropout": 0.0}
 MODELS = {
@@ -48,6 +49,7 @@ MODELS = {
     "two-tower": lambda: TwoTower(4, (8,), mixed_negatives=4, hard_negatives=3, epochs=1, batch_size=64),
     "sasrec": lambda: SASRec(**SMALL),
     "gru4rec": lambda: GRU4Rec(**SMALL, loss="sampled_softmax", negatives=4),
+    "lstm": lambda: GRU4Rec(**SMALL, loss="bpr_max", negatives=4, cell="lstm"),
     "bert4rec": lambda: BERT4Rec(**SMALL, loss="softmax"),
 }
 
@@ -210,6 +212,23 @@ def test_gbce_limits():
     np.testing.assert_allclose(plain - calibrated, (1 - 0.2) * softplus, rtol=1e-5)  # beta = 2 / 10.
 
 
+def test_ranking_losses_by_hand():
+    positive, negative = np.array([0.3]), np.array([[0.2, -1.0, -1e9]])
+    first, second = (1 / (1 + np.exp(-0.1)), 1 / (1 + np.exp(-1.3)))
+    p = np.exp(0.2) / (np.exp(0.2) + np.exp(-1))
+    squares = 1 / (1 + np.exp(-np.array([0.04, 1.0])))
+    top = np.array([1 - first, 1 - second]) + squares
+    expected = {
+        "bpr": -np.log([first, second]).mean(),
+        "top1": top.mean(),
+        "bpr_max": -np.log(p * first + (1 - p) * second) + 0.5 * (p * 0.04 + 1 - p),
+        "top1_max": p * top[0] + (1 - p) * top[1],
+    }
+    for name, value in expected.items():
+        found = position_loss(positive.astype("f"), negative.astype("f"), name, 11, score_penalty=0.5)
+        np.testing.assert_allclose(np.asarray(found), [value], rtol=1e-5, err_msg=name)
+
+
 def test_sasrec_looks_only_back(log):
     model = SASRec(**SMALL).fit(log)
     tokens = np.array([[0, 0, 1, 2, 3, 4], [0, 0, 1, 2, 3, 9]])
@@ -235,6 +254,9 @@ def test_bundle_answers_as_the_model(name, log, tmp_path):
     expected = model.recommend([3], 5, exclude_seen=False)
     found = search_bundle(tmp_path / "bundle", query, 5)
     np.testing.assert_allclose(found.scores, expected.scores[0], rtol=1e-3, atol=1e-5)
+    left = search_bundle(tmp_path / "bundle", query, 24, exclude=found.ids[:2])
+    assert not np.isin(found.ids[:2], left.ids).any() and (left.ids == -1).sum() == 2
+    np.testing.assert_array_equal(left.ids[:3], found.ids[2:])
     with pytest.raises(FileExistsError):
         export_bundle(model, tmp_path / "bundle")
 

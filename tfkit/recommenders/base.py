@@ -17,7 +17,7 @@ from tfkit.data import npz
 from tfkit.data.dataset import DataError
 from tfkit.internal import checks
 from tfkit.recommenders.interactions import Interactions
-from tfkit.retrieval import Exact, Index, SearchResult, kernels
+from tfkit.retrieval import Exact, Index, SearchResult, blas, kernels
 from tfkit.retrieval.base import thread_count
 
 BATCH_USERS = 512
@@ -149,9 +149,10 @@ class Recommender:
         starts = range(0, count, BATCH_USERS)
         workers = min(thread_count(threads), max(len(starts), 1))
         if workers == 1 or not self._threaded:
-            parts = [part(start) for start in starts]
+            with blas.at_most(thread_count(threads)):
+                parts = [part(start) for start in starts]
         else:
-            with ThreadPoolExecutor(workers) as pool:
+            with blas.at_most(1), ThreadPoolExecutor(workers) as pool:
                 parts = list(pool.map(part, starts))
         if not parts:
             return SearchResult(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64))
