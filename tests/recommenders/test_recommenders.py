@@ -1,5 +1,7 @@
 """Linear and factor models against closed forms and independent references; files; bad input."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -266,11 +268,16 @@ def test_command(tmp_path, log):
 
     from tfkit.commands.recommend import app
 
-    rows = "".join(f"{u},{i}\n" for u, i in zip(log.users, log.items, strict=True))
+    rows = "".join(f"{u},{2 * i}\n" for u, i in zip(log.users, log.items, strict=True))
     (tmp_path / "log.csv").write_text("user,item\n" + rows)
     run, table, model = CliRunner(), str(tmp_path / "log.csv"), str(tmp_path / "m.npz")
-    assert run.invoke(app, ["train", table, "--model", "ials", "-o", model]).exit_code == 0
+    settings = ["--set", "dimension=5", "--set", "formulation=hu"]
+    assert run.invoke(app, ["train", table, "--model", "ials", *settings, "-o", model]).exit_code == 0
+    made = Recommender.load(model)
+    assert (made.dimension, made.formulation) == (5, "hu") and made.item_labels.tolist() == [2 * i for i in range(24)]
+    assert run.invoke(app, ["train", table, "--set", "width=5", "-o", model, "--force"]).exit_code == 2
     assert run.invoke(app, ["export", model, "-o", str(tmp_path / "out")]).exit_code == 0
+    assert json.loads((tmp_path / "out" / "bundle.json").read_text())["items"] == made.item_labels.tolist()
     judged = run.invoke(app, ["evaluate", table, "--model", "ease", "--json"])
     assert judged.exit_code == 0 and '"ndcg@10"' in judged.output
 

@@ -38,6 +38,9 @@ class Recommender:
     #: Names of the arrays that a file holds, all float32, and whether each counts users or items along its first axis.
     _saved: ClassVar[dict[str, str]] = {}
     seen: sp.csr_matrix
+    #: What the numbers of users and items stand for, from the interactions; None: the numbers themselves.
+    user_labels: np.ndarray | None = None
+    item_labels: np.ndarray | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -86,6 +89,7 @@ class Recommender:
         if not isinstance(interactions, Interactions) or not len(interactions):
             raise checks.error("interactions", "an `Interactions` with events", interactions)
         self.seen = interactions.seen
+        self.user_labels, self.item_labels = interactions.user_labels, interactions.item_labels
         self._fit(interactions)
         return self
 
@@ -211,7 +215,7 @@ class Recommender:
             setattr(self, name, array)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:  # type: ignore[override]
-        """Writes the model, its settings and what users have seen to one file, an `.npz` without pickles.
+        """Writes the model, its settings, the labels and what users have seen to one `.npz` file without pickles.
 
         Raises:
             FileExistsError: the file is there and `force` is False.
@@ -226,6 +230,9 @@ class Recommender:
             "seen_indptr": self.seen.indptr.astype(np.int64),
             "seen_indices": self.seen.indices.astype(np.int64),
         }
+        for name in ("user_labels", "item_labels"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
         npz.write(target, arrays | {f"model_{name}": array for name, array in self._arrays().items()})
         return target
 
@@ -245,6 +252,10 @@ class Recommender:
                 raise RecommenderFileError(f"{path}: holds a recommender of class {name!r}, not {cls.__name__}")
             model = made(**config)
             model.seen = _checked_csr(arrays["seen_indptr"], arrays["seen_indices"], shape)
+            for label, count in (("user_labels", shape[0]), ("item_labels", shape[1])):
+                setattr(model, label, arrays.get(label))
+                if label in arrays and (arrays[label].shape != (count,) or arrays[label].dtype.kind not in "iufbUS"):
+                    raise RecommenderFileError(f"{path}: damaged: its array '{label}' is of another form")
             model._restore({k.removeprefix("model_"): v for k, v in arrays.items() if k.startswith("model_")})
         except (DataError, ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, RecommenderFileError):

@@ -32,7 +32,7 @@ def export_bundle(
         model: fitted, a product of two vectors: factors, two towers or a sequential network.
         folder: to write into; made if it is not there.
         index: to build of the items, such as `retrieval.ScaNN()`; None: `Exact`.
-        item_labels: (items,): what the numbers stand for; None: the numbers.
+        item_labels: (items,): what the numbers stand for; None: the labels of the interactions.
         force: overwrite.
 
     Returns:
@@ -45,7 +45,8 @@ def export_bundle(
     target = Path(folder)
     if (target / "bundle.json").exists() and not force:
         raise FileExistsError(f"{target / 'bundle.json'} exists. Choose another folder, or pass force=True.")
-    labels = np.arange(model.num_items) if item_labels is None else np.asarray(item_labels)
+    known = model.item_labels if item_labels is None else item_labels
+    labels = np.arange(model.num_items) if known is None else np.asarray(known)
     if labels.shape != (model.num_items,):
         raise checks.error("item_labels", f"{model.num_items} labels, one an item", labels)
     built = model.index(Exact() if index is None else index)
