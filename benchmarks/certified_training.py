@@ -37,6 +37,8 @@ EPSILON, TRAINED_FOR = 0.1, 0.12
 BATCH = 100
 #: 5e-3 at the start certified more than 2e-3 of 1,000 training digits that were held out, in short runs.
 RATES = (5e-3, 1.5e-3, 5e-4)
+#: Chosen before any test digit was seen; the other one stands beside it.
+FIGURES_OF = "crown_ibp"
 METHODS = {"interval": IntervalBoundTraining, "crown_ibp": CrownIBPTraining}
 
 
@@ -79,7 +81,7 @@ def judge(model: keras.Model, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["crown_ibp", "interval"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cache", type=Path, help="folder that keeps trained networks")
@@ -96,9 +98,9 @@ def main() -> None:
         model = kept(arguments.cache, name, lambda: train(method, x, y, arguments.epochs, arguments.seed))  # noqa: B023
         results[method] = judge(model, digits.x_test[test], digits.y_test[test])
         say(f"{method}: {results[method]}, {time.time() - started:.0f} s")
-        best = max(results.values(), key=lambda row: row["certified_by_crown"])
-        if arguments.quick:
+        if arguments.quick or FIGURES_OF not in results:
             continue
+        best = results[FIGURES_OF]
         common.write_result(
             arguments.out,
             {"certified_accuracy_eps_0_1": best["certified_by_crown"], "clean_accuracy": best["clean_accuracy"]},

@@ -118,9 +118,9 @@ def lost_steps() -> float:
         script = Path(folder) / "train.py"
         script.write_text(KILLED.format(root=str(ROOT), folder=folder, kill=True))
         printed = launch(["--workers", "2", "--restarts", "1", str(script)])
-    steps = [int(step) for step in re.findall(r"\[0\] step (\d+)", printed)]
-    # The step in which the worker died is lost too, if the first worker did not come to its end.
-    return (len(steps) - len(set(steps)) or 1) / 2
+    # Of the worker that died, after a step that no checkpoint holds.
+    steps = [int(step) for step in re.findall(r"\[1\] step (\d+)", printed)]
+    return (len(steps) - len(set(steps))) / 2
 
 
 def main() -> None:

@@ -102,6 +102,7 @@ def convert(
         runner = Runner(content)
     except RunnerError as error:
         raise ConversionError(f"the converted file does not load: {error}") from error
+    _check_names(runner, traced)
     _check_types(runner, quantization, io)
     _warn_if_unchanged(runner, quantization)
     write_atomically(target, content)
@@ -314,6 +315,20 @@ def explain(text: str, quantization: str) -> str:
 def _last_line(text: str) -> str:
     errors = re.findall(r"error: ([^\n]+)", text) or [line for line in text.splitlines() if line.strip()]
     return (errors[0] if errors else "it gave no reason").strip()[:400]
+
+
+def _check_names(runner: Runner, traced: tracing.Traced) -> None:
+    """Sees that inputs and outputs of which there are several can be told apart.
+
+    Raises:
+        ConversionError: the converter has dropped their names.
+    """
+    for kind, wanted, found in (("input", traced.inputs, runner.inputs), ("output", traced.outputs, runner.outputs)):
+        if len(wanted) > 1 and set(wanted) != set(found):
+            raise ConversionError(
+                f"the file names its {kind}s {list(found)}, where the model has {list(wanted)}, and so their order is "
+                f"not known. Give the model's inputs and outputs plain names, of letters, digits and underscores."
+            )
 
 
 def _check_types(runner: Runner, quantization: str, io: str) -> None:

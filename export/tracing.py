@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import keyword
 import os
 import re
 import warnings
@@ -156,8 +157,8 @@ def _warn_if_unfinished(model: keras.Model) -> None:
 
 
 def in_float32(model: keras.Model) -> keras.Model:
-    """Returns a model that was trained in mixed precision with layers that compute in float32, as TFLite does."""
-    if not any(layer.compute_dtype in ("float16", "bfloat16") for layer in model._flatten_layers()):
+    """Returns a model that was trained in mixed or double precision with layers in float32, as TFLite computes."""
+    if not any(layer.compute_dtype in ("float16", "bfloat16", "float64") for layer in model._flatten_layers()):
         return model
     return surgery.rebuild(model, lambda layer: surgery.copy_layer(layer, dtype="float32"))
 
@@ -206,8 +207,10 @@ def name_inputs(structure: Any) -> list[str]:
     """Names inputs, in flat order: by dictionary key, by the input's own name, or `input_0`, `input_1` ..."""
     flat = keras.tree.flatten(structure)
     if isinstance(structure, Mapping) and len(structure) == len(flat):
-        return _unique([_clean(str(key)) for key in keras.tree.flatten({key: key for key in structure})])
-    return _unique([_clean(getattr(spec, "name", None) or f"input_{i}") for i, spec in enumerate(flat)])
+        names = [str(key) for key in keras.tree.flatten({key: key for key in structure})]
+    else:
+        names = [getattr(spec, "name", None) or f"input_{i}" for i, spec in enumerate(flat)]
+    return _unique([_as_argument(_clean(name)) for name in names])
 
 
 def _specs_of_shapes(shapes: Any) -> Any:
@@ -346,6 +349,13 @@ def _hold(variables: Sequence[Any]) -> tf.Module:
 
 def _clean(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]", "_", name.split(":")[0]) or "tensor"
+
+
+def _as_argument(name: str) -> str:
+    """Returns a name that a function's argument may have: with any other, a file loses all its names in silence."""
+    if keyword.iskeyword(name) or name == "self":
+        return f"{name}_"
+    return name if name[0].isalnum() else f"input{name}"
 
 
 def _unique(names: Sequence[str]) -> list[str]:

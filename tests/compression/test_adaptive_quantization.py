@@ -293,3 +293,17 @@ def test_bad_settings_are_refused(arguments, message):
 def test_the_callback_needs_a_prepared_model():
     with pytest.raises(ValueError, match=r"AdaptiveQuantization.prepare"):
         fit(dense(), AdaptiveQuantization().callbacks())
+
+
+def test_embeddings_whose_gradient_comes_as_slices():
+    inputs = keras.Input((5,), dtype="int32")
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(12, 4)(inputs))
+    method = AdaptiveQuantization(loss_bound=1e9)
+    prepared = method.prepare(keras.Model(inputs, keras.layers.Dense(2)(x)))
+    prepared.compile("sgd", "mse")
+    tokens = np.random.default_rng(0).integers(0, 6, (16, 5))
+    prepared.fit(tokens, np.ones((16, 2), "float32"), epochs=3, verbose=0, callbacks=method.callbacks())
+    final = method.finalize(prepared)
+    np.testing.assert_allclose(final(tokens), prepared(tokens), atol=1e-6)
+    unseen = np.asarray(final.layers[1].embeddings)[6:]
+    assert not unseen.any()  # No gradient ever came: nothing is lost without them.

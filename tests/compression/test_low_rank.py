@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -376,8 +378,10 @@ def test_a_budget_out_of_reach_and_bad_data_are_refused():
         LowRank(budget=0.01).prepare(network())
     with pytest.raises(ValueError, match="`data`"):
         LowRank(2, data=np.full((3, 10, 10, 4), np.nan)).prepare(network())
-    with pytest.warns(NoEffectWarning):
+    with pytest.raises(ValueError, match="`rank`.*'nothing', which matches no layer"):
         LowRank({"nothing": 2}).prepare(network())
+    with pytest.warns(NoEffectWarning):
+        LowRank({"GRU": 2}).prepare(network())
     with pytest.raises(ValueError, match="one rank"):
         LowRank((2, 2)).prepare(network())
 
@@ -411,3 +415,14 @@ def test_data_come_back_from_the_configuration():
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(LowRank(2, data=data)))
     np.testing.assert_array_equal(again.data, data)
     assert keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(LowRank(2))).data is None
+
+
+def test_data_by_name_of_input_is_not_taken_for_patterns():
+    keras.utils.set_random_seed(0)
+    left, right = keras.Input((16,), name="left"), keras.Input((16,), name="right")
+    joined = keras.layers.Concatenate()([left, right])
+    model = keras.Model({"left": left, "right": right}, keras.layers.Dense(32)(joined))
+    data = {name: np.random.default_rng(0).normal(size=(40, 16)).astype("float32") for name in ("left", "right")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoEffectWarning)
+        LowRank(4, data=data).prepare(model)

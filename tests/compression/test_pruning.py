@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from tests import zoo
 from tfkit.compression import MagnitudePruning
 from tfkit.compression.base import NoEffectWarning
-from tfkit.compression.pruning import global_masks, magnitude_mask, polynomial
+from tfkit.compression.pruning import global_masks, is_sparse, magnitude_mask, polynomial
 from tfkit.internal import surgery
 
 
@@ -176,7 +178,6 @@ def test_fractions_are_of_this_fit():
     [
         ({"exclude": ("logit",)}, "logit"),
         ({"include": ("dense*", "cnov*")}, "cnov*"),
-        ({"sparsity": {"Dense": 0.5, "hiden": 0.9}}, "hiden"),
     ],
 )
 def test_a_pattern_that_matches_nothing_is_said(arguments, pattern):
@@ -185,3 +186,24 @@ def test_a_pattern_that_matches_nothing_is_said(arguments, pattern):
         MagnitudePruning(**{"sparsity": 0.5, **arguments}).prepare(model)
     said = [str(warning.message) for warning in caught if warning.category is NoEffectWarning]
     assert len(said) == 1 and repr(pattern) in said[0]
+
+
+def test_a_pattern_of_a_mapping_that_matches_nothing_is_refused():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="dense_one"), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"`sparsity`.*'hiden', which matches no layer.*dense_one"):
+        MagnitudePruning({"Dense": 0.5, "hiden": 0.9}).prepare(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "error", NoEffectWarning
+        )  # A kind of layer that this model happens to lack is no mistake.
+        MagnitudePruning({"*Conv*": 0.3, "Embedding": 0.2, "dense_one": 0.5}).prepare(model)
+
+
+def test_a_zero_by_accident_is_no_pruning():
+    value = np.ones(1000)
+    assert not is_sparse(value) and not is_sparse(np.zeros(4))
+    value[:9] = 0
+    assert not is_sparse(value)
+    value[9] = 0
+    assert is_sparse(value)
+    assert is_sparse(np.array([1.0, 0.0, 2.0]))

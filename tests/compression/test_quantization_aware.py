@@ -4,7 +4,14 @@ import pytest
 import tensorflow as tf
 
 from tests import zoo
-from tfkit.compression import Chain, MagnitudePruning, NoEffectWarning, QuantizationAware, WeightClustering
+from tfkit.compression import (
+    Chain,
+    MagnitudePruning,
+    NoEffectWarning,
+    PostTrainingQuantization,
+    QuantizationAware,
+    WeightClustering,
+)
 from tfkit.compression.fake_quantize import FakeQuantize, FakeQuantizeWeight, QuantizedGrid, nudged_range, weight_scale
 from tfkit.export import convert, verify
 from tfkit.export.runner import Runner
@@ -424,3 +431,38 @@ def test_every_layer_is_in_the_report():
         "rescaling": "float",
         "elu": "float",
     }
+
+
+def test_the_parts_of_a_separable_convolution_go_by_its_name():
+    model = keras.Sequential([keras.Input((6, 6, 2)), L.SeparableConv2D(4, 3, name="sep"), L.Conv2D(2, 1, name="c")])
+    method = QuantizationAware(include=("sep",))
+    method.prepare(model)
+    status = {row.layer: row.status for row in method.report()}
+    assert status["sep_depthwise"] == status["sep_pointwise"] == "int8" and status["c"] == "float"
+    narrow = PostTrainingQuantization(np.ones((4, 6, 6, 2), "float32"), bits={"sep": 4, "c": 6})
+    final = narrow.apply(model)
+    assert {row.layer: row.note for row in narrow.report()}["sep_pointwise"].endswith("4 bits")
+    for name in ("sep_depthwise", "sep_pointwise"):
+        layer = final.get_layer(name)
+        assert getattr(layer, surgery.constraint_name(layer, "kernel")).bits == 4
+    with pytest.raises(ValueError, match="'spe', which matches no layer"):
+        PostTrainingQuantization(np.ones((4, 6, 6, 2), "float32"), bits={"spe": 4}).prepare(model)
+
+
+def own(x):
+    return x * keras.ops.sigmoid(x)
+
+
+@pytest.mark.parametrize("make", [QuantizationAware, lambda: PostTrainingQuantization(np.ones((4, 6), "float32"))])
+def test_activations_that_are_layers_or_functions_of_the_user(make, tmp_path):
+    inputs = keras.Input((6,))
+    x = L.Dense(5, activation=L.LeakyReLU(0.2), name="leaky")(inputs)
+    x = L.Dense(5, activation=own, name="own")(x)
+    method = make()
+    prepared = method.prepare(keras.Model(inputs, L.Dense(2)(x)))
+    prepared(np.ones((4, 6), "float32"), training=True)
+    final = method.finalize(prepared)
+    path = convert(final, tmp_path / "m.tflite", quantization="int8-qat")
+    assert verify(final, path, np.full((1, 6), 0.5, "float32")).ok(max_steps=4)
+    notes = [row.note for row in method.report() if row.layer.startswith(("leaky_activation", "own_activation"))]
+    assert len(notes) == 2 and "LeakyReLU" in notes[0] and all("no integer" in note for note in notes)

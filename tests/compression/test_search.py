@@ -605,12 +605,12 @@ def test_a_time_budget_makes_the_search_smaller(tmp_path, monkeypatch):
 def test_what_the_search_refuses(trained_digits_model, tiny_digits, tmp_path):
     step = pruning("prune", 0.5)
     for arguments, message in (
-        ({"chains": [Trial((step._replace(label="a-b"),))]}, "label"),
-        ({"chains": [Trial((step._replace(method="Magic"),))]}, "method"),
-        ({"chains": [Trial((step,)), Trial((step,))]}, "differ"),
-        ({"chains": [Trial((step,)), Trial((pruning("prune", 0.6),))]}, "one step only"),
+        ({"chains": [Trial((step._replace(label="a-b"),))]}, "`label` must be made of letters"),
+        ({"chains": [Trial((step._replace(method="Magic"),))]}, "`method` must be the name of"),
+        ({"chains": [Trial((step,)), Trial((step,))]}, "`chains` must be different"),
+        ({"chains": [Trial((step,)), Trial((pruning("prune", 0.6),))]}, "`label` must be that of one step only"),
         ({"chains": [Trial((step,), "int4")]}, "quantization"),
-        ({"chains": []}, "at least one"),
+        ({"chains": []}, "`chains` must be at least one"),
         ({"formats": ["int9"]}, "formats"),
         ({"time_budget": 0.0}, "time_budget"),
         ({"rungs": 0}, "rungs"),

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests import zoo
 from tfkit import models
@@ -262,3 +263,35 @@ def test_data_that_are_not_finite_are_refused():
 def test_a_description_gives_the_shapes_of_data():
     text = repr(StructuredPruning(importance="taylor", data=(np.ones((2, 3), "float32"), np.array([1, 0])), loss="mse"))
     assert "<float32(2, 3)>" in text and "array" not in text
+
+
+def test_taylor_of_several_outputs_and_losses():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    hidden = L.Dense(8, activation="relu", kernel_regularizer=keras.regularizers.L2(10.0), name="hidden")(inputs)
+    model = keras.Model(inputs, {"kind": L.Dense(3, name="kind")(hidden), "size": L.Dense(1, name="size")(hidden)})
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(32, 6)).astype("float32")
+    y = {"kind": rng.integers(0, 3, 32), "size": rng.normal(size=(32, 1)).astype("float32")}
+    losses = {"kind": keras.losses.SparseCategoricalCrossentropy(from_logits=True), "size": "mse"}
+    pruned = StructuredPruning(0.5, importance="taylor", data=(x, y), loss=losses).prepare(model)
+    assert pruned.get_layer("hidden").units == 4
+    assert not getattr(model, "compiled", False)
+    # By hand: the loss is the sum of both, without the regularization, which says nothing about the data.
+    hidden_kernel, bias = model.get_layer("hidden").kernel.value, model.get_layer("hidden").bias.value
+    with tf.GradientTape() as tape:
+        outputs = model(x)
+        loss = losses["kind"](y["kind"], outputs["kind"]) + keras.losses.MeanSquaredError()(y["size"], outputs["size"])
+    by_kernel, by_bias = tape.gradient(loss, [hidden_kernel, bias])
+    scores = np.sum(by_kernel * hidden_kernel, axis=0) + by_bias * bias
+    kept = np.sort(np.argsort(scores**2)[4:])
+    np.testing.assert_array_equal(pruned.get_layer("hidden").bias, np.asarray(bias)[kept])
+    np.testing.assert_array_equal(pruned.get_layer("hidden").kernel, np.asarray(hidden_kernel)[:, kept])
+
+
+@pytest.mark.parametrize(
+    "data", [np.ones((4, 6)), (np.ones((0, 6)), np.ones(0)), (np.ones((4, 6)), np.ones(3)), (3, 4)]
+)
+def test_examples_for_taylor_are_checked_at_once(data):
+    with pytest.raises(ValueError, match="Argument `data` must be"):
+        StructuredPruning(importance="taylor", data=data, loss="mse")

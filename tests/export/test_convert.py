@@ -99,6 +99,31 @@ def test_outputs_that_equal_each_other_or_the_input(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "cleaned"),
+    [("in", "in_"), ("self", "self_"), ("_x", "input_x"), ("\u03b1", "input_"), ("1st", "1st"), ("a-b", "a_b")],
+)
+def test_names_that_no_argument_may_have_do_not_mix_outputs_up(name, cleaned, tmp_path):
+    inputs = keras.Input((3,), name=name)
+    first = L.Dense(3, activation="relu")(inputs)
+    model = keras.Model(inputs, {"x": first, "i": inputs, "y": L.Dense(3)(first)})
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    path = convert(model, tmp_path / "m.tflite")
+    run = Runner(path)
+    assert list(run.inputs) == [cleaned] and list(run.outputs) == ["x", "i", "y"]
+    np.testing.assert_array_equal(run.run(x)["i"], x)
+    assert verify(model, path, x).ok(atol=1e-6)
+
+
+def test_double_precision_is_written_in_single(tmp_path):
+    inputs = keras.Input((3,), dtype="float64")
+    hidden = L.Dense(4, activation="relu", dtype="float64")(inputs)
+    model = keras.Model(inputs, L.Dense(2, dtype="float64")(hidden))
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    path = convert(model, tmp_path / "m.tflite")
+    assert verify(model, path, x).ok(atol=1e-6)
+
+
+@pytest.mark.parametrize(
     "layers",
     [
         [L.Conv1D(3, 2), L.Conv1DTranspose(2, 2)],

@@ -196,3 +196,33 @@ def test_folding_leaves_shared_layers_alone():
         layer.moving_mean.assign(rng.normal(size=4))
         layer.moving_variance.assign(rng.uniform(0.2, 3, 4))
         np.testing.assert_allclose(folding.fold_batch_normalization(model)(data), model(data), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+def test_activations_in_memory_are_copied_as_they_are():
+    def own(x):
+        return 2 * x
+
+    inputs = keras.Input((3,))
+    x = keras.layers.Dense(3, activation=lambda x: x + 1)(inputs)
+    x = keras.layers.Dense(3, activation=keras.layers.LeakyReLU(0.3))(keras.layers.Dense(3, activation=own)(x))
+    model = keras.Model(inputs, x)
+    data = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    np.testing.assert_array_equal(surgery.rebuild(model)(data), model(data))
+
+
+def test_layers_that_cannot_be_made_anew_are_named_with_a_remedy():
+    class Closed(keras.layers.Layer):
+        def __init__(self, factor):
+            super().__init__(name="closed")
+            self.factor = factor
+
+        def call(self, x):
+            return self.factor * x
+
+        def get_config(self):
+            return super().get_config()
+
+    inputs = keras.Input((3,))
+    with pytest.raises(TypeError, match=r"made anew.*layer 'closed' of type Closed.*get_config.*register"):
+        surgery.rebuild(keras.Model(inputs, Closed(2.0)(inputs)))

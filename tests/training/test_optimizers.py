@@ -1,5 +1,8 @@
 """LARS, LARC and LAMB against vectors worked out by hand and an independent NumPy run; schedules; micro-batches."""
 
+import json
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -20,6 +23,8 @@ from tfkit.training import (
 )
 
 OPTIMIZERS = (LARS, LARC, LAMB)
+#: Written by benchmarks/peers/optimizers.py.
+OPTAX = json.loads(Path(__file__).with_name("optax.json").read_text(encoding="utf-8"))
 
 
 def step(optimizer, weight, *gradients, name="kernel"):
@@ -86,6 +91,14 @@ def test_runs_against_numpy(seed, rate, decay):
     ):
         expected = reference(type(optimizer).__name__, w, gradients, rate, decay)
         np.testing.assert_allclose(step(optimizer, w, *gradients), expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", OPTAX["cases"], ids=lambda case: case["name"])
+def test_steps_are_those_of_optax(case):
+    kind = {"LARS": LARS, "LAMB": LAMB}[case["class"]]
+    for count, expected in enumerate(case["weights"], start=1):
+        found = step(kind(**case["settings"]), OPTAX["start"], *OPTAX["gradients"][:count])
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

@@ -202,6 +202,7 @@ class AdaptivePrecision(WeightTransform):
             value = fewest_bits(w / scale, tolerance / scale, self.max_bits) * scale
 
             def backward(gradient: Any) -> Any:
+                gradient = tf.convert_to_tensor(gradient)  # That of an embedding arrives as slices.
                 self.squares.assign_add(tf.cast(gradient, "float32") ** 2)
                 self.batches.assign_add(1.0)
                 return tf.where((value == 0) & (tolerance > 0), tf.zeros_like(gradient), gradient)

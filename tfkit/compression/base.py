@@ -13,9 +13,14 @@ import keras
 import numpy as np
 
 from tfkit.compression.reparameterized import Reparameterized, WeightTransform
-from tfkit.internal import surgery
+from tfkit.internal import checks, surgery
 
 Fit = Callable[[keras.Model, list[keras.callbacks.Callback]], Any]
+
+#: Arguments that may be a mapping from patterns of layers to values; see `setting_for`.
+PATTERNED = ("sparsity", "bits", "entropy", "rank", "energy", "method")
+#: A pattern for layers of a kind that a model happens to lack is no mistake.
+KINDS = frozenset(name for name, value in vars(keras.layers).items() if inspect.isclass(value))
 
 
 class NoEffectWarning(UserWarning):
@@ -74,9 +79,13 @@ class Compressor(abc.ABC):
         """Whether `include` and `exclude` leave this layer to be compressed."""
 
         def matches(patterns: Sequence[str]) -> bool:
-            return any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in patterns)
+            return any(fnmatch.fnmatchcase(label, pattern) for label in self._names(layer) for pattern in patterns)
 
         return matches(self.include) and not matches(self.exclude)
+
+    def _names(self, layer: keras.Layer) -> tuple[str, ...]:
+        """Returns the names by which patterns may choose a layer; that of the layer it was split from is one."""
+        return (layer.name,)
 
     def prepare(self, model: keras.Model) -> keras.Model:
         """Returns a new trainable model with this method applied; compile it before `fit`.
@@ -85,8 +94,10 @@ class Compressor(abc.ABC):
             model: a functional or built sequential model, plain or prepared by another compressor.
 
         Raises:
-            TypeError, ValueError: if the model cannot be rebuilt; the message says what to do.
+            TypeError, ValueError: if the model cannot be rebuilt, or a pattern of a mapping matches nothing; the
+                message says what to do.
         """
+        self._check_patterns(model)
         wrapped = 0
 
         def replace(layer: keras.Layer) -> keras.Layer | None:
@@ -98,6 +109,24 @@ class Compressor(abc.ABC):
         prepared = surgery.rebuild(model, replace)
         self._warn_if_unchanged(model, wrapped > 0)
         return prepared
+
+    def _check_patterns(self, model: keras.Model) -> None:
+        """Refuses mappings from patterns of which one matches no layer: its value would be lost without a word.
+
+        Raises:
+            TypeError, ValueError: the model cannot be rebuilt, or a pattern matches neither the name nor the class of a
+                layer, nor any class of Keras.
+        """
+        layers = [surgery.source(layer) for layer in surgery.leaf_layers(surgery.as_functional(model))]
+        kinds = {type(layer).__name__ for layer in layers} | KINDS
+        for argument in PATTERNED:
+            patterns = getattr(self, argument, None)
+            for pattern in patterns if isinstance(patterns, Mapping) else ():
+                if not (_finds(pattern, layers) or fnmatch.filter(kinds, pattern)):
+                    raise ValueError(
+                        f"Argument `{argument}` must map patterns of layers of the model, by name or class. Received: "
+                        f"{pattern!r}, which matches no layer. The model's layers: {[layer.name for layer in layers]}."
+                    )
 
     def _warn_if_unchanged(self, model: keras.Model, changed: bool) -> None:
         """Warns of patterns that match no layer of the model that was given, or if nothing was changed at all."""
@@ -111,15 +140,9 @@ class Compressor(abc.ABC):
                 stacklevel=3,
             )
             return
-        for argument in self._arguments():
-            patterns = getattr(self, argument)
-            kinds = {type(layer).__name__ for layer in layers} if isinstance(patterns, Mapping) else set()
-            if not isinstance(patterns, Mapping) and argument not in ("include", "exclude"):
-                continue
-            for pattern in patterns:
-                # The parts of a layer that was split carry its name.
-                wanted = (pattern, f"{pattern}_*")
-                if not any(fnmatch.fnmatchcase(label, one) for label in (*names, *kinds) for one in wanted):
+        for argument in ("include", "exclude"):
+            for pattern in getattr(self, argument):
+                if not _finds(pattern, layers):
                     warnings.warn(
                         f"{type(self).__name__}: {pattern!r} of `{argument}` matches no layer and has no effect. The "
                         f"model's layers: {names}.",
@@ -171,6 +194,28 @@ class Compressor(abc.ABC):
         if not any(added.values()):
             return copy_wrapped(layer)
         return _stack(layer, added)
+
+
+def _finds(pattern: str, layers: Sequence[keras.Layer]) -> bool:
+    """Whether a pattern matches the name of a layer, or of what it may be split into, whose names begin with its."""
+    return any(fnmatch.fnmatchcase(layer.name, one) for layer in layers for one in (pattern, f"{pattern}_*"))
+
+
+def check_examples(data: Any) -> tuple[Any, Any]:
+    """Returns `data` as a pair (inputs, targets) with as many of either.
+
+    Raises:
+        ValueError: it is none, or empty.
+    """
+    if not (isinstance(data, (tuple, list)) and len(data) == 2):
+        raise checks.error("data", "a pair (inputs, targets) of arrays", data, "Pass some training examples.")
+    arrays = keras.tree.flatten(tuple(data))
+    if any(np.ndim(array) == 0 for array in arrays):
+        raise checks.error("data", "a pair (inputs, targets) of arrays of examples", [np.shape(a) for a in arrays])
+    lengths = {len(array) for array in arrays}
+    if len(lengths) != 1 or 0 in lengths:
+        raise checks.error("data", "inputs and as many targets, at least one", sorted(lengths))
+    return data[0], data[1]
 
 
 def _shown(value: Any) -> str:
@@ -251,16 +296,16 @@ class Chain(Compressor):
         return model
 
 
-def setting_for(setting: Any, layer: keras.Layer, default: Any = None) -> Any:
+def setting_for(setting: Any, layer: keras.Layer, default: Any = None, names: Sequence[str] = ()) -> Any:
     """Resolves a setting that is one value for all layers, or a mapping from patterns to values.
 
     A pattern is matched against the layer's name, then against its class (`"fc*"`, `"Conv2D"`). The first pattern that
-    matches wins; a layer that no pattern matches gets `default`.
+    matches wins; a layer that no pattern matches gets `default`. `names` are further names of the layer.
     """
     if not isinstance(setting, Mapping):
         return setting
     for pattern, value in setting.items():
-        if any(fnmatch.fnmatchcase(label, pattern) for label in (layer.name, type(layer).__name__)):
+        if any(fnmatch.fnmatchcase(label, pattern) for label in (layer.name, type(layer).__name__, *names)):
             return value
     return default
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfkit.internal import surgery
 from tfkit.internal.channels import ChannelGraph, Slice
 
 
@@ -42,7 +43,7 @@ def taylor_scores(
     Args:
         graph: the channels of a model.
         data: (inputs, targets).
-        loss: a Keras loss or its name.
+        loss: a Keras loss or its name, or a list or dictionary of them for several outputs.
         batch_size: examples a gradient.
 
     Returns:
@@ -52,8 +53,8 @@ def taylor_scores(
 
     assert data is not None
     x, y = data
-    criterion = keras.losses.get(loss)
-    model = graph.model
+    model = surgery.as_functional(graph.model)  # Compiling it leaves the user's model alone.
+    model.compile(loss=loss)
     scale, kernel = (_by_layer(graph, roles) for roles in (("scale", "shift"), ("kernel", "bias")))
     cuts = [cut for layer in (*scale, *kernel) for cut in layer]
     variables = {id(cut.variable): cut.variable for cut in cuts}
@@ -62,8 +63,8 @@ def taylor_scores(
     def gradients(inputs: Any, targets: Any) -> Any:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in variables.values()])
-            # A loss given by its name is a function that does not take the mean over the batch.
-            value = keras.ops.mean(criterion(targets, model(inputs, training=False)))
+            value = model.compute_loss(inputs, targets, model(inputs, training=False), training=False)
+            value -= sum(keras.ops.sum(loss) for loss in model.losses)  # Regularization is none of the data's.
         return tape.gradient(value, [variable.value for variable in variables.values()])
 
     count = len(keras.tree.flatten(x)[0])

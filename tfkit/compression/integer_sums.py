@@ -95,7 +95,7 @@ def _odd(layer: Any, grid: QuantizedGrid, step: float) -> keras.Layer:
 
     new_grid = QuantizedGrid(4.0 / step, grid.bits, grid.depthwise)
     overrides = {"use_bias": True, surgery.constraint_name(layer, "kernel"): keras.constraints.serialize(new_grid)}
-    odd: Any = layer.__class__.from_config({**layer.get_config(), **overrides})
+    odd: Any = surgery.unbuilt_copy(layer, **overrides)
     odd.build_from_config(layer.get_build_config())
     odd.kernel.assign(np.reshape(integers * (4.0 / step), kernel.shape))
     odd.bias.assign(2.0 * (1.0 - 2.0 * thresholds))

@@ -169,6 +169,7 @@ class LowRank(Compressor):
             ValueError: it holds layers that another compressor has prepared, or its weights are not finite, or the
                 budget is out of reach; the message says what to do.
         """
+        self._check_patterns(model)
         sites = self._sites(model)
         grams = self._grams(sites) if self.data is not None else {}
         candidates: dict[int, list[Split]] = {}

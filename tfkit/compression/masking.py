@@ -24,9 +24,14 @@ from tfkit.internal import surgery
 Moment = int | float
 
 
+#: Fewer zeros than this share are an accident (an initialization, a padding row), not a pruning.
+LEAST_SPARSITY = 0.01
+
+
 def is_sparse(value: np.ndarray) -> bool:
-    """Whether a weight has zeros worth keeping: some exact zeros, but not only zeros."""
-    return bool(0 < np.count_nonzero(value) < value.size)
+    """Whether a weight has zeros worth keeping: at least one in a hundred is exactly zero, but not all are."""
+    zeros = value.size - np.count_nonzero(value)
+    return bool(LEAST_SPARSITY * value.size <= zeros < value.size) and zeros > 0
 
 
 def polynomial(progress: float, initial: float, final: float, power: float = 3.0) -> float:

@@ -172,7 +172,7 @@ class PostTrainingQuantization(QuantizationAware):
     def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
         if not isinstance(layer, WEIGHTED):
             return []
-        bits = setting_for(self.bits, layer, 8)
+        bits = setting_for(self.bits, layer, 8, self._names(layer))
         shared = self.preserve and is_clustered(value)
         per_channel = self.per_channel and has_channel_scales(layer, bits) and not shared
         depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
@@ -186,6 +186,7 @@ class PostTrainingQuantization(QuantizationAware):
             ValueError: if there are no data, they do not fit the model or are not finite, or the model was prepared by
                 another compressor and not finalized.
         """
+        self._check_patterns(model)
         if any(isinstance(layer, Reparameterized) for layer in surgery.leaf_layers(surgery.as_functional(model))):
             raise ValueError(
                 "Argument `model` must be finished before it is quantized after training. Received: the prepared "
@@ -231,8 +232,7 @@ class PostTrainingQuantization(QuantizationAware):
         """Returns a copy of a layer without its activation, and with a bias where one is to be corrected."""
         if not self.bias_correction or getattr(layer, "use_bias", True):  # An EinsumDense has `bias_axes` instead.
             return surgery.copy_layer(layer, activation="linear")
-        config = {**layer.get_config(), "activation": "linear", "use_bias": True, "bias_initializer": "zeros"}
-        biased = layer.__class__.from_config(config)
+        biased = surgery.unbuilt_copy(layer, activation="linear", use_bias=True, bias_initializer="zeros")
         biased.build_from_config(layer.get_build_config())
         biased.kernel.assign(layer.kernel)
         return biased

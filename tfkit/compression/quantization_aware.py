@@ -106,6 +106,10 @@ class QuantizationAware(Compressor):
         self.activation_bits = activation_bits
         self.momentum = momentum
         self._rows: list[QuantizationRow] = []
+        self._origins: dict[str, str] = {}  # Of the parts of separable convolutions, by name.
+
+    def _names(self, layer: keras.Layer) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((layer.name, self._origins.get(layer.name, layer.name))))
 
     def transforms_for(self, layer: keras.Layer, name: str, value: np.ndarray) -> Sequence[WeightTransform]:
         if not isinstance(layer, WEIGHTED):
@@ -129,6 +133,7 @@ class QuantizationAware(Compressor):
         return FakeQuantize(bits, self.momentum, name=name)
 
     def prepare(self, model: keras.Model) -> keras.Model:
+        self._check_patterns(model)
         rewriter = _Rewriter(self, split_separable(model, self))
         prepared = surgery.rebuild(rewriter.model, rewriter.replace, rewriter.call)
         self._rows = list(rewriter.rows.values())
@@ -208,6 +213,7 @@ class _SeparableSplitter:
         if layer.use_bias:
             pointwise.bias.assign(layer.bias)
         self.pointwise[id(layer)] = pointwise
+        self.compressor._origins |= {depthwise.name: layer.name, pointwise.name: layer.name}
         return depthwise
 
     def call(self, original: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
@@ -253,7 +259,11 @@ class _Rewriter:
             return self.quantized(new(*args, **kwargs), source.name, self.role(original))
         if _quantizes(source):
             self.note(source, "int8", "on a grid of its own")
-            return self.quantized_by(new, args[0])
+            x = args[0]
+            if id(x) in self.on_grid and getattr(source, "bits", 8) > 1:
+                # From one grid to another takes an integer operation: the converter refuses the clipping without it.
+                x = keras.layers.ReLU(name=self.unique(f"{source.name}_requantize"))(x)
+            return self.quantized_by(new, x)
         if kind in SAME_GRID or (kind == "UpSampling2D" and source.interpolation == "nearest"):
             outputs = new(*args, **kwargs)
             if id(args[0]) in self.on_grid:
@@ -292,7 +302,7 @@ class _Rewriter:
         return self.activation(source.activation, split, split, on_grid)
 
     def activation(self, function: Any, source: Any, new: Any, x: Any) -> Any:
-        name = keras.activations.serialize(function)
+        name = surgery.function_name(function)
         if name not in FIXED_RANGES:
             self.note(source, "float", f"activation {name} has no integer kernel")
             return new(x)

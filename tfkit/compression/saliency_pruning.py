@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkit.compression.base import Compressor, setting_for
+from tfkit.compression.base import Compressor, check_examples, setting_for
 from tfkit.compression.masking import PruningMask, check_shares, count_zeros, lowest_mask
 from tfkit.compression.pruning import check_scope
 from tfkit.compression.reparameterized import Reparameterized, WeightTransform
@@ -207,14 +207,9 @@ class SaliencyPruning(Compressor):
         checks.choice("criterion", criterion, CRITERIA)
         checks.integer("rounds", rounds, 1)
         checks.integer("batch_size", batch_size, 1)
-        if not (isinstance(data, (tuple, list)) and len(data) == 2):
-            raise checks.error("data", "a pair (inputs, targets) of arrays", data, "Pass some training examples.")
-        lengths = {len(array) for array in keras.tree.flatten(tuple(data))}
-        if len(lengths) != 1 or 0 in lengths:
-            raise checks.error("data", "inputs and as many targets, at least one", sorted(lengths))
         self.sparsity = sparsity
         self.criterion = criterion
-        self.data = (data[0], data[1])
+        self.data = check_examples(data)
         self.loss = keras.losses.get(loss) if isinstance(loss, str) else loss
         self.scope = scope
         self.rounds = rounds

@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 import keras
 import numpy as np
 
-from tfkit.compression.base import Compressor, Fit, NoEffectWarning, setting_for
+from tfkit.compression.base import Compressor, Fit, NoEffectWarning, check_examples, setting_for
 from tfkit.compression.channel_importance import norm_scores, taylor_scores
 from tfkit.compression.reparameterized import WeightTransform
 from tfkit.internal import channels, checks, surgery
@@ -95,7 +95,7 @@ class StructuredPruning(Compressor):
         scope: `"layer"`, the same share of each group of tied layers; `"global"`, one threshold for all, on scores
             divided by their group's mean.
         data: (inputs, targets) for `"taylor"`: a few hundred examples of the training data.
-        loss: a Keras loss or its name, for `"taylor"`.
+        loss: for `"taylor"`, a Keras loss or its name, or a list or dictionary of them for several outputs.
         granularity: what is removed: `"channels"`, `"heads"`, or both.
         round_to: the number of channels left in each group is a multiple of this, rounded up: 8 suits SIMD kernels.
         min_channels: least number of channels left in a group.
@@ -144,7 +144,7 @@ class StructuredPruning(Compressor):
         self.macs = macs
         self.importance: Importance = importance
         self.scope = scope
-        self.data = data
+        self.data = None if data is None else check_examples(data)
         self.loss = loss
         self.round_to = checks.integer("round_to", round_to, 1)
         self.min_channels = checks.integer("min_channels", min_channels, 1)
@@ -210,6 +210,7 @@ class StructuredPruning(Compressor):
         self, model: keras.Model, progress: float, originals: dict[str, int], first: StructuredReport | None
     ) -> tuple[keras.Model, StructuredReport]:
         """Prunes a model on which earlier steps may have worked; `originals` holds its first numbers of channels."""
+        self._check_patterns(model)
         flat = channels.flatten(model)
         graph = ChannelGraph(flat, self.granularity, self.selects)
         groups = graph.groups()

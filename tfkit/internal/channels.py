@@ -273,7 +273,7 @@ class ChannelGraph:
             if record is None:
                 return wrap(layer)
             settings = {name: make(count) for name, make in record.config.items()}
-            smaller = layer.__class__.from_config({**layer.get_config(), **settings})
+            smaller = surgery.unbuilt_copy(layer, **settings)
             if layer.weights:
                 smaller.build(*(_batched(value, count) for value in record.inputs))
             for old, new in zip(layer.weights, smaller.weights, strict=True):

@@ -75,7 +75,7 @@ def folded(layer: Any, norm: keras.layers.BatchNormalization) -> keras.Layer:
         # A transposed kernel has one grid for all channels (see `PER_TENSOR`), which folding ends.
         transposed = isinstance(layer, keras.layers.Conv2DTranspose)
         overrides[attribute] = None if transposed else keras.constraints.serialize(grid.scaled(factor))
-    folded = layer.__class__.from_config({**layer.get_config(), **overrides})
+    folded = surgery.unbuilt_copy(layer, **overrides)
     folded.build_from_config(layer.get_build_config())
     folded.kernel.assign(kernel * _along_output_channels(layer, factor, kernel.shape))
     folded.bias.assign(beta + (bias - mean) * factor)

@@ -82,6 +82,36 @@ def _single(tensors: list[Any]) -> Any:
     return tensors[0] if len(tensors) == 1 else tensors
 
 
+def unbuilt_copy(layer: keras.Layer, **overrides: Any) -> Any:
+    """Returns a new layer of the same configuration, without weights.
+
+    Args:
+        layer: any layer with a complete `get_config`.
+        **overrides: configuration entries to change.
+
+    Raises:
+        TypeError: the layer cannot be made from its configuration; the message says what it takes.
+    """
+    # A Lambda's function is already in memory, so there is nothing to be safe from.
+    options = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}
+    try:
+        config = layer.get_config()
+        for name in ("activation", "recurrent_activation"):
+            function = getattr(layer, name, None)
+            # As it is: a lambda or a function that is not registered could not be made from its name.
+            if name in config and callable(function) and not isinstance(function, keras.Layer):
+                config[name] = function
+        return layer.__class__.from_config({**config, **overrides}, **options)
+    except Exception as error:  # A layer of the user's own raises what it will.
+        raise TypeError(
+            f"Argument `model` must hold layers that can be made anew from their configuration. Received: layer "
+            f"'{layer.name}' of type {type(layer).__name__}, which cannot "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Give a class of your own a `get_config` "
+            "with all the arguments of its constructor, and register what it holds with "
+            "`keras.saving.register_keras_serializable`; lambdas cannot be."
+        ) from error
+
+
 def copy_layer(layer: keras.Layer, **overrides: Any) -> keras.Layer:
     """Returns a new layer of the same configuration, built and with the same weights, if `layer` was built.
 
@@ -89,7 +119,7 @@ def copy_layer(layer: keras.Layer, **overrides: Any) -> keras.Layer:
         layer: any layer with a complete `get_config`.
         **overrides: configuration entries to change; they must not change the shapes of the weights.
     """
-    clone = layer.__class__.from_config({**layer.get_config(), **overrides})
+    clone = unbuilt_copy(layer, **overrides)
     build_config = layer.get_build_config()
     if layer.built and build_config and layer.weights:
         clone.build_from_config(build_config)
@@ -136,9 +166,7 @@ def rebuild(
         else:
             new = replace(layer) if replace is not None else None
             if new is None:
-                # A Lambda's function is already in memory, so there is nothing to be safe from.
-                options = {"safe_mode": False} if isinstance(layer, keras.layers.Lambda) else {}
-                new = layer.__class__.from_config(layer.get_config(), **options)
+                new = unbuilt_copy(layer)
                 fresh.append((layer, new))
             if inline and new.name in names:
                 new.name = f"{scope}_{new.name}"
@@ -271,5 +299,15 @@ def constraint_name(layer: keras.Layer, weight: str) -> str:
 
 def activation_name(layer: Any) -> str:
     """Returns the name of a layer's own activation; "linear" where it has none."""
-    function = getattr(layer, "activation", None)
-    return "linear" if function is None else str(keras.activations.serialize(function))
+    return function_name(getattr(layer, "activation", None))
+
+
+def function_name(activation: Any) -> str:
+    """Returns the name of an activation: of a function as Keras writes it, of a layer its class."""
+    if activation is None:
+        return "linear"
+    return (
+        type(activation).__name__
+        if isinstance(activation, keras.Layer)
+        else str(keras.activations.serialize(activation))
+    )

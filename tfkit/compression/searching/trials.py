@@ -117,19 +117,19 @@ def check(trials: Sequence[Trial]) -> tuple[Trial, ...]:
         checks.choice("quantization", trial.quantization, ("float32", "float16", "dynamic", "int8", "int8-qat"))
         for step in trial.steps:
             if not (step.label.isidentifier() and step.label.isascii()):
-                raise checks.error("label", "be made of letters, digits and underscores", step.label)
+                raise checks.error("label", "made of letters, digits and underscores", step.label)
             if not hasattr(compression, step.method):
-                raise checks.error("method", "be the name of a class of tfkit.compression", step.method)
+                raise checks.error("method", "the name of a class of tfkit.compression", step.method)
             if known.setdefault(step.label, step) != step:
                 raise checks.error(
-                    "label", "stand for one step only", step.label, "Give the two steps labels of their own."
+                    "label", "that of one step only", step.label, "Give the two steps labels of their own."
                 )
     names = [trial.name for trial in trials]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise checks.error("trials", "differ from each other", ", ".join(twice))
+        raise checks.error("chains", "different from each other", ", ".join(twice), "Leave the repeated ones out.")
     if not trials:
-        raise checks.error("trials", "hold at least one chain", trials)
+        raise checks.error("chains", "at least one chain", trials, "Leave it out for those that fit the model.")
     return tuple(trials)
 
 

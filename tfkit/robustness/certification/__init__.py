@@ -10,6 +10,7 @@ True
 
 from tfkit.robustness.certification.alpha_crown import AlphaCrown
 from tfkit.robustness.certification.base import Method, method_names
+from tfkit.robustness.certification.builder import UnsupportedLayerError
 from tfkit.robustness.certification.crown import Crown, CrownIBP
 from tfkit.robustness.certification.crown_ibp_training import CrownIBPTraining
 from tfkit.robustness.certification.dual import Dual
@@ -22,7 +23,6 @@ from tfkit.robustness.certification.network import Network
 from tfkit.robustness.certification.output_bounds import OutputBounds, bounds
 from tfkit.robustness.certification.quantized import read_tflite
 from tfkit.robustness.certification.radius import CertifiedRadii, certified_radius
-from tfkit.robustness.certification.reading import UnsupportedLayerError
 from tfkit.robustness.certification.report import CertificationReport, certify
 
 __all__ = [

@@ -11,10 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkit.robustness.certification import propagation, reading
+from tfkit.robustness.certification import propagation, reading, windows
 from tfkit.robustness.certification.activations import Activation
+from tfkit.robustness.certification.builder import Graph
 from tfkit.robustness.certification.maximum import Maximum
-from tfkit.robustness.certification.nodes import Linear
+from tfkit.robustness.certification.nodes import Convolution, Linear
 from tfkit.robustness.certification.propagation import Bounds, Row, Setting
 from tfkit.robustness.certification.region import Ball, Clip, ball, dual_norm
 from tfkit.robustness.certification.rounding import SAFETY, UNIT64, gamma
@@ -56,16 +57,17 @@ class Network:
         UnsupportedLayerError: a layer cannot be bounded.
     """
 
-    def __init__(self, source: keras.Model | reading.Graph) -> None:
-        self._model = None if isinstance(source, reading.Graph) else source
-        self._use(source if isinstance(source, reading.Graph) else reading.read(source))
+    def __init__(self, source: keras.Model | Graph) -> None:
+        self._model = None if isinstance(source, Graph) else source
+        self._use(source if isinstance(source, Graph) else reading.read(source))
 
-    def _use(self, graph: reading.Graph) -> None:
+    def _use(self, graph: Graph) -> None:
         self.graph = graph
         self.nodes = graph.nodes
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._uses: collections.Counter[Any] = collections.Counter()
         self._norms: dict[Any, np.ndarray] = {}
+        self._windows: dict[int, windows.Windows | None] = {}
         depends: set[int] = set()  # on an activation
         for position, node in enumerate(self.nodes):
             if not isinstance(node, Linear) and position or any(source in depends for source in node.inputs):
@@ -223,6 +225,9 @@ class Network:
         counts = undecided.sum(1)
         if not counts.max(initial=0):
             return bounds
+        places = self._windows_of(target)
+        if places is not None and places.volume * nodes[target].size < counts.max() * self._volume(target):
+            return self._refined_by_windows(places, region, bounds, setting, parallel)
         # Those that matter first; the shorter lists are filled up with others, whose bounds are right too.
         order = np.argsort(~undecided, axis=1, kind="stable")[:, : counts.max()]
         widest = max(node.size for node in nodes[: target + 1])
@@ -249,6 +254,49 @@ class Network:
         refined.low[target] = tf.constant(low)
         # In float32 the two may cross by rounding.
         refined.high[target] = tf.constant(np.maximum(low, high))
+        return refined
+
+    def _windows_of(self, target: int) -> windows.Windows | None:
+        if target not in self._windows:
+            self._windows[target] = windows.windows_of(self.nodes, target)
+        return self._windows[target]
+
+    def _volume(self, target: int) -> int:
+        """Coefficients of a row over whole images, of all nodes that it passes."""
+        return sum(node.size for node in self.nodes[:target])
+
+    def _refined_by_windows(
+        self, places: windows.Windows, region: Ball, bounds: Bounds, setting: Setting, parallel: bool
+    ) -> Bounds:
+        """Bounds all numbers that a convolution gives, in chunks of examples and of rows of places."""
+        target = self.nodes[places.target]
+        assert isinstance(target, Convolution)
+        low, high = (np.array(side[places.target]) for side in (bounds.low, bounds.high))
+        height, width, filters = target.shape
+        per_place = filters * (1 if parallel else 2) * max(node.size for node in places.nodes) * low.itemsize
+        per_row = width * per_place
+        rows = int(np.clip(CHUNK_BYTES // per_row, 1, height))
+        examples = int(max(1, CHUNK_BYTES // (per_row * rows))) if rows == height else 1
+
+        def function(region: Ball, bounds: Bounds, first: Tensor) -> tuple[Tensor, Tensor]:
+            return windows.bounded(places, target, bounds, region, setting, first, rows, parallel)
+
+        needed = {place.position for place in places.places} | {places.target}
+        seen = Bounds(*({key: value for key, value in part.items() if key in needed} for part in bounds))
+        for at in range(0, len(low), examples):
+            part = slice(at, at + examples)
+            own = tf.nest.map_structure(lambda value: value[part], (region, seen))  # noqa: B023
+            for first in range(0, height, rows):
+                start = min(first, height - rows)  # The last chunk is as large as the others.
+                key = ("windows", places.target, parallel, setting, rows)
+                least, largest = self.compiled(key, function, *own, np.int32(start))
+                here = (part, slice(start, start + rows))
+                low[here] = np.maximum(low[here], least.numpy())
+                high[here] = np.minimum(high[here], largest.numpy())
+        refined = bounds.copy()
+        refined.low[places.target] = tf.constant(low)
+        # In float32 the two may cross by rounding.
+        refined.high[places.target] = tf.constant(np.maximum(low, high))
         return refined
 
     def lower(

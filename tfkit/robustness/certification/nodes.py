@@ -72,6 +72,11 @@ class Linear(Node, abc.ABC):
     terms = 0
     noise: Any = 0.0
 
+    @property
+    def noisy(self) -> bool:
+        """Whether there is any noise."""
+        return bool(np.any(self.noise))
+
     @abc.abstractmethod
     def apply(self, values: list[Tensor]) -> Tensor:
         """The linear part."""

@@ -139,8 +139,8 @@ def linear_range(node: Linear, low: list[Tensor], high: list[Tensor], arithmetic
     constant = node.constant(dtype)
     if arithmetic == "ignored":
         centre = centre if constant is None else centre + constant
-        radius += tf.cast(node.noise, dtype)
-        return centre - radius, centre + radius, tf.zeros_like(centre)
+        error = tf.zeros_like(centre) + tf.cast(node.noise, dtype) if node.noisy else tf.zeros_like(centre)
+        return centre - radius - error, centre + radius + error, error
     magnitude = node.apply_absolute([tf.maximum(tf.abs(a), tf.abs(b)) for a, b in zip(low, high, strict=True)])
     if constant is not None:
         centre, magnitude = centre + constant, magnitude + tf.abs(constant)
@@ -194,6 +194,7 @@ def backward(
         Lower bounds (examples, rows), and upper ones or None.
     """
     front, (coefficients, low, high, slack) = None, begin(nodes, bounds, row)
+    counted = setting.arithmetic != "ignored"
     for position in range(row.position, -1, -1):
         a = coefficients.pop(position, None)
         if a is None:
@@ -203,8 +204,9 @@ def backward(
             front = tf.shape(a)[:2]
         if isinstance(node, Input):
             inner = smallest(a, region, setting.order, setting.clipped)
-            slack += rows_dot(tf.abs(a), region.error)
             low += inner
+            if counted:
+                slack += rows_dot(tf.abs(a), region.error)
             if both:
                 high -= smallest(-a, region, setting.order, setting.clipped)
             continue
@@ -215,7 +217,8 @@ def backward(
                 added = tf.linalg.matvec(tf.reshape(a, (-1, node.size)), tf.reshape(full, (node.size,)))
                 added = tf.reshape(added, front)
                 low, high = low + added, high + added
-            slack += rows_dot(tf.abs(a), bounds.error[position])
+            if counted or node.noisy:
+                slack += rows_dot(tf.abs(a), bounds.error[position])
             pass_linear(nodes, coefficients, position, a)
             continue
         source = node.inputs[0]
@@ -225,7 +228,8 @@ def backward(
             centre, spread = rows_dot(a, middle), rows_dot(tf.abs(a), half)
             low, high = low + centre - spread, high + centre + spread
             # The ranges bear their own rounding; this is for the sums.
-            slack += sum_error(0, node.size, "real") * rows_dot(tf.abs(a), tf.abs(middle) + half)
+            if counted:
+                slack += sum_error(0, node.size, "real") * rows_dot(tf.abs(a), tf.abs(middle) + half)
             continue
         lines = bounds.lines[position]
         if free is not None and isinstance(node, Activation):
@@ -241,7 +245,8 @@ def backward(
         # By the sign of a: a+ lower + a- upper = a (lower + upper) / 2 - |a| (upper - lower) / 2, and so for slopes.
         magnitude = tf.abs(a)
         centre = rows_dot(a, (lines.lower + lines.upper) / 2)
-        spread = rows_dot(magnitude, (lines.upper - lines.lower) / 2 + lines.error)
+        half = (lines.upper - lines.lower) / 2
+        spread = rows_dot(magnitude, half + lines.error if counted else half)
         low, high = low + centre - spread, high + centre + spread
         if isinstance(node, Maximum):
             a, magnitude = a[..., None, :], magnitude[..., None, :]

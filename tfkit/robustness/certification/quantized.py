@@ -23,8 +23,8 @@ import numpy as np
 
 from tfkit.export.runner import check_file
 from tfkit.export.sparse_storage import schema
+from tfkit.robustness.certification.builder import Builder, Graph, UnsupportedLayerError, add_padding, max_pool
 from tfkit.robustness.certification.nodes import AveragePool, Dense, Mean, Sum, weight
-from tfkit.robustness.certification.reading import Builder, Graph, UnsupportedLayerError, add_padding, max_pool
 from tfkit.robustness.certification.rounding import UNIT32
 
 #: Of a step: roundings in float32 of a number of 8 bits.
@@ -223,9 +223,8 @@ class _Reader:
         spread = np.zeros([(n - 1) * r + 1 for n, r in zip(kernel.shape, rates, strict=False)] + list(kernel.shape[2:]))
         spread[:: rates[0], :: rates[1]] = kernel
         strides = (options.strideH, options.strideW)
-        layer = type("Operation", (), {"name": name})()
         position = self.build.convolution(
-            layer, self.source(operation), weight(spread), spread.shape, _weight(bias), strides, _padding(options),
+            name, self.source(operation), weight(spread), spread.shape, _weight(bias), strides, _padding(options),
             depthwise=depthwise,
         )  # fmt: skip
         made = self.build.nodes.pop(position)

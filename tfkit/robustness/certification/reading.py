@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfkit.internal import surgery
-from tfkit.robustness.certification import activations
+from tfkit.robustness.certification.builder import (
+    Builder,
+    Graph,
+    UnsupportedLayerError,
+    add_padding,
+    max_pool,
+    output_length,
+)
 from tfkit.robustness.certification.maximum import Maximum
 from tfkit.robustness.certification.nodes import (
     AveragePool,
     Concatenate,
-    Convolution,
     Dense,
-    DepthwiseConvolution,
-    Input,
     Mean,
-    Node,
     Rearrange,
-    Scale,
     Sum,
     Weight,
     weight,
@@ -42,51 +44,6 @@ IDENTITIES: tuple[type, ...] = (
     layers.ActivityRegularization,
     layers.Identity,
 )
-FUNCTIONS: dict[str, type[activations.Activation]] = {
-    "relu": activations.LeakyReLU,
-    "sigmoid": activations.Sigmoid,
-    "tanh": activations.Tanh,
-    "gelu": activations.GELU,
-    "softplus": activations.Softplus,
-    "elu": activations.ELU,
-    "silu": activations.SiLU,
-    "swish": activations.SiLU,
-}
-
-
-class UnsupportedLayerError(ValueError):
-    """A layer through which bounds cannot be passed."""
-
-
-class Graph(NamedTuple):
-    """A network as nodes in the order of computation; the first is the input, the last the output.
-
-    Attributes:
-        nodes: the nodes.
-        dropped_softmax: whether a last softmax was left out: it changes no order of classes.
-        arithmetic: "int8" for a file, whose nodes bear its roundings; None: as asked for.
-        copied: what was copied from layers, such as ranges: how to get it, and its value then.
-    """
-
-    nodes: tuple[Node, ...]
-    dropped_softmax: bool
-    arithmetic: str | None = None
-    copied: tuple[tuple[Callable[[], Any], np.ndarray], ...] = ()
-
-    @property
-    def outdated(self) -> bool:
-        """Whether what was copied has changed since. Weights are not copied, but read anew in each computation."""
-        return any(not np.array_equal(get(), value) for get, value in self.copied)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Of one example."""
-        return self.nodes[0].shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """Of one example."""
-        return self.nodes[-1].shape
 
 
 def read(model: keras.Model) -> Graph:
@@ -103,7 +60,7 @@ def read(model: keras.Model) -> Graph:
             f"{len(view.outputs)} outputs."
         )
     reader = Builder(view.inputs[0].name, _known(view.inputs[0].shape[1:], "the input"))
-    (output,) = reader.run(view, [0])
+    (output,) = run(reader, view, [0])
     return reader.finish(output)
 
 
@@ -113,178 +70,56 @@ def _known(shape: Sequence[int | None], where: str) -> tuple[int, ...]:
     return tuple(int(length) for length in shape)  # type: ignore[arg-type]
 
 
-class Builder:
-    """Collects the nodes of a graph."""
+def run(build: Builder, graph: keras.Model, sources: Sequence[int]) -> list[int]:
+    """Adds a model's layers; returns the positions of its outputs."""
+    places = {id(tensor): position for tensor, position in zip(graph.inputs, sources, strict=True)}
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        for call in graph._nodes_by_depth[depth]:
+            if call.is_input:
+                continue
+            operation = call.operation
+            given = [places[id(tensor)] for tensor in call.input_tensors]
+            if surgery.is_graph(operation):
+                made = run(build, surgery.as_functional(operation), given)
+            else:
+                made = [add_layer(build, operation, given)]
+            places |= {id(tensor): position for tensor, position in zip(call.outputs, made, strict=True)}
+    return [places[id(tensor)] for tensor in graph.outputs]
 
-    def __init__(self, name: str, shape: Sequence[int]) -> None:
-        self.nodes: list[Node] = [Input(name, shape)]
-        self.softmax: int | None = None  # The position that a softmax was to be applied to.
-        self.copied: list[tuple[Callable[[], Any], np.ndarray]] = []
 
-    def copy(self, get: Callable[[], Any]) -> np.ndarray:
-        """Numbers of a layer that decide what nodes there are, and so cannot be read anew in each computation."""
-        value = np.asarray(get(), np.float64)
-        self.copied.append((get, value))
-        return value
-
-    def finish(self, output: int) -> Graph:
-        """The graph of what the output needs, the output last."""
-        if self.softmax is not None and output != self.softmax:
-            raise UnsupportedLayerError("A softmax inside of a network cannot be bounded, only one at its end.")
-        needed = {0, output}
-        for position in range(output, -1, -1):
-            if position in needed:
-                needed.update(self.nodes[position].inputs)
-        if output == 0:
-            output = self.scale("identity", 0, None)
-            needed.add(output)
-        kept = sorted(needed)
-        places = {position: place for place, position in enumerate(kept)}
-        for position in kept:
-            node = self.nodes[position]
-            node.inputs = tuple(places[source] for source in node.inputs)
-        return Graph(
-            tuple(self.nodes[position] for position in kept), self.softmax is not None, copied=tuple(self.copied)
-        )
-
-    def add(self, node: Node) -> int:
-        """Appends a node; returns its position."""
-        self.nodes.append(node)
-        return len(self.nodes) - 1
-
-    def shape(self, position: int) -> tuple[int, ...]:
-        """Of a node's output."""
-        return self.nodes[position].shape
-
-    def run(self, graph: keras.Model, sources: Sequence[int]) -> list[int]:
-        """Adds a model's layers; returns the positions of its outputs."""
-        places = {id(tensor): position for tensor, position in zip(graph.inputs, sources, strict=True)}
-        for depth in sorted(graph._nodes_by_depth, reverse=True):
-            for call in graph._nodes_by_depth[depth]:
-                if call.is_input:
-                    continue
-                operation = call.operation
-                given = [places[id(tensor)] for tensor in call.input_tensors]
-                if surgery.is_graph(operation):
-                    made = self.run(surgery.as_functional(operation), given)
-                else:
-                    made = [self.layer(operation, given, call)]
-                places |= {id(tensor): position for tensor, position in zip(call.outputs, made, strict=True)}
-        return [places[id(tensor)] for tensor in graph.outputs]
-
-    def layer(self, layer: Any, given: list[int], call: Any) -> int:
-        """Adds one layer; returns the position of its output."""
-        if self.softmax is not None and self.softmax in given:
-            raise UnsupportedLayerError(
-                f"Layer '{layer.name}' reads a softmax, which can be bounded only as the last layer."
-            )
-        for kind, add in LAYERS.items():
-            if isinstance(layer, kind):
-                return add(self, layer, given)
-        kind = type(layer).__name__
-        if kind in ("Add", "Subtract") and len(given) == 2:  # x + y of tensors: an operation, not a layer.
-            if self.shape(given[0]) == self.shape(given[1]):
-                return self.add(Sum(layer.name, given, self.shape(given[0]), (1, 1 if kind == "Add" else -1)))
-        if kind in ("Relu", "Sigmoid", "Tanh", "Gelu", "Softplus", "Silu") and len(given) == 1:
-            if kind != "Gelu" or not layer.approximate:
-                return self.activation(layer.name, given[0], kind.lower())
-        raise self.unsupported(layer)
-
-    @staticmethod
-    def unsupported(layer: Any, why: str = "") -> UnsupportedLayerError:
-        """The error that names a layer."""
-        return UnsupportedLayerError(
-            f"Layer '{layer.name}' of type {type(layer).__name__} cannot be bounded{': ' + why if why else ''}. "
-            "Supported: Dense, convolutions, batch normalization, pooling, ReLU and its kin, sigmoid, tanh, GELU, "
-            "SiLU, ELU, softplus, add, subtract, concatenate, flatten, reshape, permute, padding, cropping, rescaling, "
-            "dropout."
-        )
-
-    # Pieces that several layers use.
-
-    def scale(self, name: str, source: int, scale: Weight | None, shift: Weight | None = None, **options: Any) -> int:
-        """x * scale + shift."""
-        return self.add(Scale(name, source, self.shape(source), scale, shift, **options))
-
-    def reshape(self, name: str, source: int, shape: Sequence[int]) -> int:
-        """The same numbers in another shape."""
-        old, new = self.shape(source), tuple(shape)
-        if old == new:
-            return source
-        return self.add(
-            Rearrange(name, source, new, lambda x: tf.reshape(x, (-1, *new)), lambda a: tf.reshape(a, (-1, *old)))
-        )
-
-    def activation(self, name: str, source: int, kind: str, **options: Any) -> int:
-        """An activation by its name in Keras."""
-        if kind in FUNCTIONS:
-            return self.add(FUNCTIONS[kind](name, source, self.shape(source), **options))
-        if kind == "linear":
-            return source
-        if kind == "softmax":
-            self.softmax = source
-            return source
-        if kind == "relu6":
-            return self.clip(name, source, 0.0, 6.0)
-        if kind == "leaky_relu":
-            return self.activation(name, source, "relu", **{"negative_slope": 0.2, **options})
-        if kind == "hard_sigmoid":
-            return self.clip(name, self.scale(name, source, weight(1 / 6), weight(0.5)), 0.0, 1.0)
+def add_layer(build: Builder, layer: Any, given: list[int]) -> int:
+    """Adds one layer; returns the position of its output."""
+    if build.softmax is not None and build.softmax in given:
         raise UnsupportedLayerError(
-            f"The activation '{kind}' of layer '{name}' cannot be bounded. Supported: "
-            f"{', '.join(sorted([*FUNCTIONS, 'hard_sigmoid', 'leaky_relu', 'linear', 'relu6']))}, softmax at the end."
+            f"Layer '{layer.name}' reads a softmax, which can be bounded only as the last layer."
         )
-
-    def clip(self, name: str, source: int, low: float, high: float) -> int:
-        """min(max(x, low), high), as two ReLUs."""
-        above = source if low == 0 else self.scale(name, source, None, weight(-low))
-        above = self.add(activations.LeakyReLU(name, above, self.shape(source)))
-        below = self.scale(name, above, weight(-1.0), weight(high - low))
-        below = self.add(activations.LeakyReLU(name, below, self.shape(source)))
-        return self.scale(name, below, weight(-1.0), weight(high))
-
-    def own_activation(self, layer: Any, source: int) -> int:
-        """The activation that a layer such as Dense applies itself."""
-        name = surgery.activation_name(layer)
-        return self.activation(layer.name, source, name)
-
-    def convolution(
-        self,
-        layer: Any,
-        source: int,
-        kernel: Weight,
-        kernel_shape: Sequence[int],
-        bias: Weight | None,
-        strides: Sequence[int],
-        padding: str,
-        depthwise: bool = False,
-    ) -> int:
-        """A convolution of an image; kernel_shape is that after dilation."""
-        height, width, channels = self.shape(source)
-        size = [
-            _length(length, window, stride, padding)
-            for length, window, stride in zip((height, width), kernel_shape[:2], strides, strict=True)
-        ]
-        filters = channels * kernel_shape[3] if depthwise else kernel_shape[3]
-        fan_in = math.prod(kernel_shape[:2]) * (1 if depthwise else channels)
-        kind = DepthwiseConvolution if depthwise else Convolution
-        return self.add(
-            kind(
-                layer.name,
-                source,
-                (*size, filters),
-                kernel,
-                bias,
-                fan_in,
-                strides,
-                padding,
-                (height, width, channels),
-            )
-        )
+    for kind, add in LAYERS.items():
+        if isinstance(layer, kind):
+            return add(build, layer, given)
+    kind = type(layer).__name__
+    if kind in ("Add", "Subtract") and len(given) == 2:  # x + y of tensors: an operation, not a layer.
+        if build.shape(given[0]) == build.shape(given[1]):
+            return build.add(Sum(layer.name, given, build.shape(given[0]), (1, 1 if kind == "Add" else -1)))
+    if kind in ("Relu", "Sigmoid", "Tanh", "Gelu", "Softplus", "Silu") and len(given) == 1:
+        if kind != "Gelu" or not layer.approximate:
+            return build.activation(layer.name, given[0], kind.lower())
+    raise unsupported(layer)
 
 
-def _length(length: int, window: int, stride: int, padding: str) -> int:
-    return -(-length // stride) if padding.upper() == "SAME" else (length - window) // stride + 1
+def unsupported(layer: Any, why: str = "") -> UnsupportedLayerError:
+    """The error that names a layer."""
+    return UnsupportedLayerError(
+        f"Layer '{layer.name}' of type {type(layer).__name__} cannot be bounded{': ' + why if why else ''}. "
+        "Supported: Dense, convolutions, batch normalization, pooling, ReLU and its kin, sigmoid, tanh, GELU, "
+        "SiLU, ELU, softplus, add, subtract, concatenate, flatten, reshape, permute, padding, cropping, rescaling, "
+        "dropout."
+    )
+
+
+def own_activation(build: Builder, layer: Any, source: int) -> int:
+    """The activation that a layer such as Dense applies itself."""
+    name = surgery.activation_name(layer)
+    return build.activation(layer.name, source, name)
 
 
 def _dilated(kernel: Tensor, rate: Sequence[int]) -> Tensor:
@@ -317,7 +152,7 @@ def _bias(layer: Any) -> Weight | None:
 
 def _channels_last(build: Builder, layer: Any) -> None:
     if getattr(layer, "data_format", "channels_last") not in (None, "channels_last"):
-        raise build.unsupported(layer, "its data_format is channels_first")
+        raise unsupported(layer, "its data_format is channels_first")
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -331,7 +166,7 @@ def add_dense(build: Builder, layer: Any, given: list[int]) -> int:
         layer.name, given[0], (*shape[:-1], layer.units),
         lambda dtype: tf.cast(tf.convert_to_tensor(layer.kernel), dtype), _bias(layer), shape[-1],
     )  # fmt: skip
-    return build.own_activation(layer, build.add(made))
+    return own_activation(build, layer, build.add(made))
 
 
 def add_convolution(build: Builder, layer: Any, given: list[int]) -> int:
@@ -367,36 +202,36 @@ def add_convolution(build: Builder, layer: Any, given: list[int]) -> int:
         source = _depthwise(build, layer, source, kernel, shape, None, strides, padding)
         strides = (1, 1)
         kernel, shape = kernel_of("pointwise_kernel", (1, 1))
-        made = build.convolution(layer, source, kernel, shape, _bias(layer), strides, "valid")
+        made = build.convolution(layer.name, source, kernel, shape, _bias(layer), strides, "valid")
     elif isinstance(layer, layers.DepthwiseConv1D | layers.DepthwiseConv2D):
         kernel, shape = kernel_of("kernel", rate)
         made = _depthwise(build, layer, source, kernel, shape, _bias(layer), strides, padding)
     else:
         kernel, shape = kernel_of("kernel", rate, layer.groups)
-        made = build.convolution(layer, source, kernel, shape, _bias(layer), strides, padding)
+        made = build.convolution(layer.name, source, kernel, shape, _bias(layer), strides, padding)
     if flat:
         made = build.reshape(layer.name, made, build.shape(made)[1:])
-    return build.own_activation(layer, made)
+    return own_activation(build, layer, made)
 
 
 def _depthwise(
     build: Builder, layer: Any, source: int, kernel: Weight, shape: list[int], bias: Any, strides: Any, padding: str
 ) -> int:
     if strides[0] == strides[1]:
-        return build.convolution(layer, source, kernel, shape, bias, strides, padding, depthwise=True)
+        return build.convolution(layer.name, source, kernel, shape, bias, strides, padding, depthwise=True)
     channels, multiplier = shape[2:]
 
     def full(dtype: tf.DType) -> Tensor:  # TensorFlow has no depthwise convolution with unequal strides.
         each = kernel(dtype)[:, :, :, None, :] * tf.eye(channels, dtype=dtype)[:, :, None]
         return tf.reshape(each, (*shape[:2], channels, channels * multiplier))
 
-    return build.convolution(layer, source, full, [*shape[:3], channels * multiplier], bias, strides, padding)
+    return build.convolution(layer.name, source, full, [*shape[:3], channels * multiplier], bias, strides, padding)
 
 
 def add_batch_normalization(build: Builder, layer: Any, given: list[int]) -> int:
     shape = build.shape(given[0])
     if layer.axis not in (-1, len(shape)):
-        raise build.unsupported(layer, f"it normalizes axis {layer.axis}, not the last")
+        raise unsupported(layer, f"it normalizes axis {layer.axis}, not the last")
 
     def scale(dtype: tf.DType) -> Tensor:
         deviation = tf.sqrt(tf.cast(tf.convert_to_tensor(layer.moving_variance), dtype) + layer.epsilon)
@@ -425,7 +260,7 @@ def add_average_pool(build: Builder, layer: Any, given: list[int]) -> int:
     _channels_last(build, layer)
     shape = build.shape(given[0])
     size, strides = _pair(layer.pool_size), _pair(layer.strides)
-    out = [_length(n, k, s, layer.padding) for n, k, s in zip(shape[:2], size, strides, strict=True)]
+    out = [output_length(n, k, s, layer.padding) for n, k, s in zip(shape[:2], size, strides, strict=True)]
     return build.add(AveragePool(layer.name, given[0], (*out, shape[2]), size, strides, layer.padding, shape))
 
 
@@ -441,54 +276,6 @@ def add_max_pool(build: Builder, layer: Any, given: list[int]) -> int:
     return max_pool(build, layer.name, given[0], _pair(layer.pool_size), _pair(layer.strides), layer.padding)
 
 
-def max_pool(
-    build: Builder, name: str, source: int, size: tuple[int, int], strides: tuple[int, int], padding: str
-) -> int:
-    """Lays the places of each window along an axis, and takes the maximum over it."""
-    height, width, channels = build.shape(source)
-    out = [_length(n, k, s, padding) for n, k, s in zip((height, width), size, strides, strict=True)]
-    spans = [(n - 1) * s + 1 for n, s in zip(out, strides, strict=True)]
-    reach = [span + k - 1 for span, k in zip(spans, size, strict=True)]
-    before = [
-        max(r - n, 0) // 2 if padding.upper() == "SAME" else 0 for r, n in zip(reach, (height, width), strict=True)
-    ]
-    after = [max(r - n - b, 0) for r, n, b in zip(reach, (height, width), before, strict=True)]
-    padded = (height + before[0] + after[0], width + before[1] + after[1])
-    offsets = [(i, j) for i in range(size[0]) for j in range(size[1])]
-    around = [[0, 0], [before[0], after[0]], [before[1], after[1]], [0, 0]]
-
-    def bounds_of(i: int, j: int) -> tuple[list[int], list[int], list[int]]:
-        return [i, j], [i + spans[0], j + spans[1]], [1, *strides, 1]
-
-    def forward(x: Tensor) -> Tensor:
-        x = tf.pad(x, around)
-        parts = []
-        for i, j in offsets:
-            (top, left), (bottom, right), _ = bounds_of(i, j)
-            parts.append(x[:, top : bottom : strides[0], left : right : strides[1]])
-        return tf.stack(parts, -2)
-
-    def backward(a: Tensor) -> Tensor:
-        rows = tf.shape(a)[0]
-        total = []
-        for place, (i, j) in enumerate(offsets):
-            (top, left), (bottom, right), steps = bounds_of(i, j)
-            total.append(
-                tf.raw_ops.StridedSliceGrad(
-                    shape=tf.stack([rows, *padded, channels]), begin=[0, top, left, 0],
-                    end=tf.stack([rows, bottom, right, channels]), strides=steps, dy=a[..., place, :],
-                )
-            )  # fmt: skip
-        image = tf.add_n(total)[:, before[0] : before[0] + height, before[1] : before[1] + width]
-        return tf.ensure_shape(image, (None, height, width, channels))
-
-    places = build.add(Rearrange(name, source, (*out, len(offsets), channels), forward, backward))
-    inside = np.zeros(padded, bool)
-    inside[before[0] : before[0] + height, before[1] : before[1] + width] = True
-    valid = np.stack([inside[i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]] for i, j in offsets], -1)
-    return build.add(Maximum(name, places, (*out, channels), valid))
-
-
 def add_global_max_pool(build: Builder, layer: Any, given: list[int]) -> int:
     _channels_last(build, layer)
     shape = build.shape(given[0])
@@ -500,11 +287,11 @@ def add_global_max_pool(build: Builder, layer: Any, given: list[int]) -> int:
 
 def add_relu(build: Builder, layer: Any, given: list[int]) -> int:
     if layer.threshold:
-        raise build.unsupported(layer, "its threshold is not 0")
+        raise unsupported(layer, "its threshold is not 0")
     if layer.max_value is None:
         return _leaky(build, layer, given[0], float(layer.negative_slope))
     if layer.negative_slope:
-        raise build.unsupported(layer, "it has both a negative slope and a largest value")
+        raise unsupported(layer, "it has both a negative slope and a largest value")
     return build.clip(layer.name, given[0], 0.0, float(layer.max_value))
 
 
@@ -514,30 +301,30 @@ def add_leaky_relu(build: Builder, layer: Any, given: list[int]) -> int:
 
 def _leaky(build: Builder, layer: Any, source: int, slope: float) -> int:
     if not 0 <= slope < 1:
-        raise build.unsupported(layer, f"its negative slope {slope:g} is not in [0, 1)")
+        raise unsupported(layer, f"its negative slope {slope:g} is not in [0, 1)")
     return build.activation(layer.name, source, "relu", negative_slope=slope)
 
 
 def add_activation(build: Builder, layer: Any, given: list[int]) -> int:
-    return build.own_activation(layer, given[0])
+    return own_activation(build, layer, given[0])
 
 
 def add_elu(build: Builder, layer: Any, given: list[int]) -> int:
     if layer.alpha != 1:
-        raise build.unsupported(layer, "its alpha is not 1")
+        raise unsupported(layer, "its alpha is not 1")
     return build.activation(layer.name, given[0], "elu")
 
 
 def add_softmax(build: Builder, layer: Any, given: list[int]) -> int:
     if layer.axis not in (-1, len(build.shape(given[0]))):
-        raise build.unsupported(layer, "it is not over the last axis")
+        raise unsupported(layer, "it is not over the last axis")
     return build.activation(layer.name, given[0], "softmax")
 
 
 def add_sum(build: Builder, layer: Any, given: list[int]) -> int:
     shapes = {build.shape(position) for position in given}
     if len(shapes) > 1:
-        raise build.unsupported(layer, f"its inputs have the shapes {sorted(shapes)}")
+        raise unsupported(layer, f"its inputs have the shapes {sorted(shapes)}")
     signs = (1, -1) if isinstance(layer, layers.Subtract) else (1,) * len(given)
     return build.add(Sum(layer.name, given, shapes.pop(), signs))
 
@@ -572,22 +359,6 @@ def add_permute(build: Builder, layer: Any, given: list[int]) -> int:
     return build.add(
         Rearrange(layer.name, given[0], shape, lambda x: tf.transpose(x, order), lambda a: tf.transpose(a, back))
     )
-
-
-def add_padding(build: Builder, name: str, source: int, around: Sequence[Sequence[int]]) -> int:
-    """Zeros around all axes but the last; negative numbers crop."""
-    shape = build.shape(source)
-    around = [(int(a), int(b)) for a, b in around] + [(0, 0)]
-    pads = [[0, 0], *([max(a, 0), max(b, 0)] for a, b in around)]
-    crops = [[0, 0], *([max(-a, 0), max(-b, 0)] for a, b in around)]
-    out = [n + a + b for n, (a, b) in zip(shape, around, strict=True)]
-
-    def change(x: Tensor, pad: list[list[int]], crop: list[list[int]]) -> Tensor:
-        x = tf.pad(x, pad)
-        ends = [None, *(n - b for n, (_, b) in zip(x.shape[1:], crop[1:], strict=True))]
-        return x[tuple(slice(a, end) for (a, _), end in zip(crop, ends, strict=True))]
-
-    return build.add(Rearrange(name, source, out, lambda x: change(x, pads, crops), lambda a: change(a, crops, pads)))
 
 
 def add_padding_layer(build: Builder, layer: Any, given: list[int]) -> int:
