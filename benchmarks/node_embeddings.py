@@ -281,7 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
         title="Node embeddings compared",
         about="128 dimensions. Micro- and macro-F1 in percent at 10, 50 and 90 % of the labels (one-vs-rest logistic "
         "regression, mean over `splits` random ones), AUC of links on held-out edges, precision of the reconstruction "
-        "at the degree. Scaling, penalty and candidate settings were chosen inside the first tenth of the training nodes.",
+        "at the degree. Scaling, penalty and candidate settings were chosen inside the first tenth of the nodes.",
         results={**results, **rule(results)},
         versions=common.versions("numpy", "scipy", "numba"),
     )
