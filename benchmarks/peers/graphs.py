@@ -1,4 +1,4 @@
-"""tfkit's graph layers beside PyG, Spektral and k3-node: a training step of a GCN on Cora, layer parity, and walks.
+"""tfkit's graph layers beside PyG, Spektral and k3-node: a step of a GCN on Cora, layer parity, walks and skip-gram.
 
     python benchmarks/peers/graphs.py --torch-python TORCHENV/bin/python --keras2-python KERAS2ENV/bin/python
     python benchmarks/peers/graphs.py ... --quick      # few steps: does it run?
@@ -7,8 +7,9 @@ Each library runs in a process of its own (graphs_worker.py), one thread, in tur
 speed falls on all: a round times every one, and a ratio is the median over the rounds of the ratios of processor time.
 The model is the same everywhere: 16 hidden units, dropout 0.5 on both inputs, weight decay, Adam, a whole-graph step.
 PyG runs with dense and with sparse features and the faster one counts; the others take dense ones. Walks are uniform,
-80 nodes long, one from each node. Parity: each library's layers with the same weights on Cora's edges. A library that
-is not installed is left out, by name. Needs $TFKIT_DATA.
+80 nodes long, one from each node. Skip-gram reads the same walks: 128 dimensions, window 10, 5 negatives, one pass.
+Parity: each library's layers with the same weights on Cora's edges. A library that is not installed is left out, by
+name. Needs $TFKIT_DATA.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ RUNS = (
     ("tfkit walks", "tfkit walks", "here", False),
     ("torch walks", "torch walks", "torch", False),
     ("Python walks", "Python walks", "here", False),
+    ("tfkit skip-gram", "tfkit skip-gram", "here", False),
+    ("gensim skip-gram", "gensim skip-gram", "torch", False),
 )
 
 
@@ -97,7 +100,7 @@ def parity_data(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch-python", help="interpreter with PyG and k3-node")
+    parser.add_argument("--torch-python", help="interpreter with PyG, k3-node and gensim")
     parser.add_argument("--keras2-python", help="interpreter with Spektral")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=30)
@@ -120,6 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
             edge_index=arrays["edge_index"],
             y=arrays["y"],
             train=cora.splits["train"],
+            walks=graphs.embeddings.random_walks(cora, 1, 80),
             **parity_data(rng, cora.num_nodes),
         )
         for label, peer, where, sparse in RUNS:
@@ -134,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
             say(f"left out: {label} ({why})")
         for _ in range(rounds):
             for label, process in running.items():
-                count = 3 if "walks" in label else steps
+                count = 3 if "walks" in label else 1 if "skip-gram" in label else steps
                 found = process.ask("time", steps=count)
                 times.setdefault(label, []).append({key: value / count for key, value in found.items()})
         outputs = {}
@@ -184,6 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
         "gcn_epoch_over_spektral": ratio("tfkit", "Spektral"),
         "gcn_epoch_over_k3_node": ratio("tfkit", "k3-node"),
         "walks_over_fastest": None if walks is None else round(1 / walks, 2),
+        "skip_gram_over_gensim": ratio("tfkit skip-gram", "gensim skip-gram"),
         "layer_parity_max_difference": max(differences) if differences else None,
     }
     figures = {key: value for key, value in candidates.items() if value is not None}
@@ -195,9 +200,9 @@ def main(arguments: list[str] | None = None) -> None:
         figures,
         title="Graph layers beside other libraries",
         about="A training step of a GCN on Cora, the whole graph, one thread, processes in turns; processor time. "
-        "Walks: 80 nodes from each of Cora's nodes. Layer parity: outputs with the same weights on Cora's edges, the "
-        "largest difference over the largest output. Ratios below 1 are in tfkit's favour for steps, above 1 for "
-        "walks.",
+        "Walks: 80 nodes from each of Cora's nodes; skip-gram: a pass over them. Layer parity: outputs with the same "
+        "weights on Cora's edges, the largest difference over the largest output. Ratios below 1 are in tfkit's favour "
+        "for steps and skip-gram, above 1 for walks.",
         table=table,
         layer_parity=parity,
         left_out=skipped,

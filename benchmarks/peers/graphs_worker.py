@@ -332,6 +332,39 @@ class NetworkXWalks:
                 path.append(self.random.choice(self.near[path[-1]]))
 
 
+class TfkitSkipGram:
+    """tfkit's skip-gram with negative sampling on given walks."""
+
+    def __init__(self, data: Any, sparse: bool) -> None:
+        from tfkit.graphs.embeddings import kernels
+        from tfkit.graphs.embeddings.walks import negative_table
+
+        self.learn, self.walks, nodes = kernels.skip_gram, data["walks"], len(data["y"])
+        self.table = negative_table(np.bincount(self.walks[self.walks >= 0], minlength=nodes))
+        self.start = ((np.random.default_rng(0).random((nodes, 128), "float32") - 0.5) / 128).astype("float32")
+        self.rates = np.array([0.025, 0.0000025])
+
+    def step(self) -> None:
+        centers, contexts = self.start.copy(), np.zeros_like(self.start)
+        self.learn(self.walks, 10, 5, self.table, 0, len(self.walks), self.rates, 0, centers, contexts)
+
+
+class GensimSkipGram:
+    """gensim's Word2Vec on the same walks; words are counted once, outside of the time."""
+
+    def __init__(self, data: Any, sparse: bool) -> None:
+        from gensim.models import Word2Vec
+
+        self.sentences = [[str(node) for node in walk if node >= 0] for walk in data["walks"]]
+        self.model = Word2Vec(
+            vector_size=128, window=10, negative=5, sg=1, hs=0, min_count=0, sample=0, workers=1, epochs=1, seed=0
+        )
+        self.model.build_vocab(self.sentences)
+
+    def step(self) -> None:
+        self.model.train(self.sentences, total_examples=len(self.sentences), epochs=1)
+
+
 PEERS = {
     "tfkit": Tfkit,
     "PyG": PyG,
@@ -340,6 +373,8 @@ PEERS = {
     "tfkit walks": TfkitWalks,
     "torch walks": TorchWalks,
     "Python walks": NetworkXWalks,
+    "tfkit skip-gram": TfkitSkipGram,
+    "gensim skip-gram": GensimSkipGram,
 }
 
 
