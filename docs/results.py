@@ -55,10 +55,10 @@ SECTIONS: dict[str, About] = {
     "certification_peers": About(
         "Certification beside auto_LiRPA and decomon",
         f"The same networks, trained on {MNIST}, m x [1024] having m layers as in Fast-Lin's paper. All sides bound "
-        "the margins of the same test digits at the same radii in float64, inputs not clipped, and keep no interval bounds "
-        "that are better; the difference is relative to the mean margin. Then each, by its defaults, finds the radii of the batch in float32 to the same tolerance, on one "
-        "thread: the time is of the processor, over the peer's. Every certified ball of two small networks was "
-        "attacked by PGD with restarts.",
+        "the margins of the same test digits at the same radii in float64, inputs not clipped, and keep no interval "
+        "bounds that are better; the difference is relative to the mean margin. Then each, by its defaults, finds the "
+        "radii of the batch in float32 to the same tolerance, on one thread: the time is of the processor, over the "
+        "peer's. Every certified ball of two small networks was attacked by PGD with restarts.",
     ),
     "certification_memory": About(
         "Memory of a certificate",
