@@ -4,11 +4,11 @@
     python benchmarks/papers/sampled_softmax.py --quick      # does it run?
 
 Bias: half the absolute difference between the softmax and the mean over draws of the sampled softmax's probabilities,
-on scores of normal factors (norms of classes log-normal) and on those of iALS (films of MovieLens small). A million samples go into each mean; what is left of sampling by the softmax itself,
-which has no bias, is the noise of that. Quality:
-cross-entropy, on held-out pairs, of a model of the next film given the last on MovieLens-1M, and of the next word given
-the last on a part of WikiText-2, after the same steps with each number of samples. Cost: processor time a draw, one
-sample for each of 200 queries.
+on scores of normal factors (norms of classes log-normal) and on those of iALS (films of MovieLens small). A million
+samples go into each mean; what is left of sampling by the softmax itself, which has no bias, is the noise of that.
+Quality: cross-entropy, on held-out pairs, of a model of the next film given the last on MovieLens-1M, and of the next
+word given the last on a part of WikiText-2, after the same steps with each number of samples. Cost: processor time a
+draw, one sample for each of 200 queries.
 """
 
 from __future__ import annotations
