@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from tfkit import compression, graphs
+from tfkit import compression, graphs, recommenders
 from tfkit.compression import fake_quantize, low_precision, pruning, relaxed_quantization
 from tfkit.robustness import attacks, defenses
 
@@ -33,6 +33,7 @@ MODULES = (
     "tfkit.graphs",
     "tfkit.graphs.embeddings",
     "tfkit.models",
+    "tfkit.recommenders",
     "tfkit.robustness.attacks",
     "tfkit.robustness.defenses",
     "tfkit.robustness.poisoning",
@@ -113,6 +114,26 @@ ATTACKS: dict[str, Row] = {
     "tfkit.robustness.attacks.ZOO": Row(lambda: attacks.ZOO(coordinates=8, max_queries=200, seed=1)),
 }
 
+#: Recommenders, with settings that are not their defaults.
+RECOMMENDERS: dict[str, Row] = {
+    "tfkit.recommenders.BERT4Rec": Row(lambda: recommenders.BERT4Rec(8, 6, 1, loss="softmax", epochs=1)),
+    "tfkit.recommenders.BPR": Row(lambda: recommenders.BPR(4, epochs=2, negatives="dynamic", candidates=3)),
+    "tfkit.recommenders.BiasedMF": Row(lambda: recommenders.BiasedMF(4, epochs=2, decay=0.9)),
+    "tfkit.recommenders.DLRM": Row(lambda: recommenders.DLRM(4, (8,), (8, 4), epochs=1)),
+    "tfkit.recommenders.DeepCross": Row(lambda: recommenders.DeepCross(4, hidden=(8,), rank=2, epochs=1)),
+    "tfkit.recommenders.EASE": Row(lambda: recommenders.EASE(20.0)),
+    "tfkit.recommenders.GRU4Rec": Row(lambda: recommenders.GRU4Rec(8, 6, 1, epochs=1)),
+    "tfkit.recommenders.IALS": Row(lambda: recommenders.IALS(4, formulation="hu", epochs=2, solver_steps=None)),
+    "tfkit.recommenders.ItemKNN": Row(lambda: recommenders.ItemKNN(5, 2.0)),
+    "tfkit.recommenders.NeuMF": Row(lambda: recommenders.NeuMF(4, (8,), "mlp", epochs=1)),
+    "tfkit.recommenders.Popularity": Row(recommenders.Popularity),
+    "tfkit.recommenders.RatingALS": Row(lambda: recommenders.RatingALS(4, penalty=0.2, epochs=2)),
+    "tfkit.recommenders.SASRec": Row(lambda: recommenders.SASRec(8, 6, 1, loss="gbce", negatives=4, epochs=1)),
+    "tfkit.recommenders.SVDPlusPlus": Row(lambda: recommenders.SVDPlusPlus(4, epochs=2)),
+    "tfkit.recommenders.TwoTower": Row(lambda: recommenders.TwoTower(4, (8,), mixed_negatives=4, epochs=1)),
+    "tfkit.recommenders.WARP": Row(lambda: recommenders.WARP(4, epochs=2, margin=0.5)),
+}
+
 #: Results, errors, base classes and what reads a file: tested where they are made.
 OTHERS: set[str] = {
     "tfkit.compression.Compressor",
@@ -134,6 +155,11 @@ OTHERS: set[str] = {
     "tfkit.data.DataError",
     "tfkit.data.Dataset",
     "tfkit.data.Location",
+    "tfkit.recommenders.Evaluation",
+    "tfkit.recommenders.Features",
+    "tfkit.recommenders.Interactions",
+    "tfkit.recommenders.Recommender",
+    "tfkit.recommenders.RecommenderFileError",
     "tfkit.robustness.attacks.AdversarialResult",
     "tfkit.robustness.attacks.Attack",
     "tfkit.robustness.attacks.BlackBoxAttack",

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.conformance.catalog import ATTACKS, COMPRESSORS, LAYERS, MODULES, OTHERS, example, linear
+from tests.conformance.catalog import ATTACKS, COMPRESSORS, LAYERS, MODULES, OTHERS, RECOMMENDERS, example, linear
 from tfkit.compression import NoEffectWarning
 from tfkit.export import convert, verify
 
@@ -22,7 +22,7 @@ def public_classes():
 
 
 def test_every_public_class_has_a_row():
-    listed = {*ATTACKS, *COMPRESSORS, *LAYERS, *OTHERS}
+    listed = {*ATTACKS, *COMPRESSORS, *LAYERS, *OTHERS, *RECOMMENDERS}
     missing = sorted(set(public_classes()) - listed)
     assert not missing, f"Add a row to tests/conformance/catalog.py for {missing}"
     for name in listed:
@@ -112,3 +112,17 @@ def test_attack(name):
     assert one.x_adv.min() >= 0 and one.x_adv.max() <= 1 and one.x_adv.dtype == np.float32
     np.testing.assert_array_equal(np.asarray(linear(one.x_adv)).argmax(axis=1) != y, one.success)
     assert (one.queries >= 1).all()
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+def test_recommender_configuration_makes_a_round_trip(name):
+    model = RECOMMENDERS[name].make()
+    config = json.loads(json.dumps(model.get_config()))
+    assert type(model)(**config).get_config() == model.get_config()
+    assert list(config) == list(inspect.signature(type(model)).parameters)
+
+
+@pytest.mark.parametrize("name", RECOMMENDERS)
+def test_recommender_before_it_is_fitted(name):
+    with pytest.raises(ValueError, match="fit"):
+        RECOMMENDERS[name].make().recommend([0])

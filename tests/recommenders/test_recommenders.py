@@ -1,5 +1,7 @@
 """Linear and factor models against closed forms and independent references; files; bad input."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -32,7 +34,8 @@ from tfkit.recommenders import (
 )
 from tfkit.recommenders.evaluation import ranking_metrics
 from tfkit.recommenders.least_squares import solve_rows
-from tfkit.recommenders.sequential import pad, position_loss
+from tfkit.recommenders.sequence_losses import position_loss
+from tfkit.recommenders.sequential import pad
 
 SMALL = {"dimension": 8, "length": 6, "blocks": 1, "epochs": 1, "dropout": 0.0}
 MODELS = {
@@ -48,6 +51,7 @@ MODELS = {
     "two-tower": lambda: TwoTower(4, (8,), mixed_negatives=4, hard_negatives=3, epochs=1, batch_size=64),
     "sasrec": lambda: SASRec(**SMALL),
     "gru4rec": lambda: GRU4Rec(**SMALL, loss="sampled_softmax", negatives=4),
+    "lstm": lambda: GRU4Rec(**SMALL, loss="bpr_max", negatives=4, cell="lstm"),
     "bert4rec": lambda: BERT4Rec(**SMALL, loss="softmax"),
 }
 
@@ -72,6 +76,8 @@ def test_recommend_save_and_load(name, log, tmp_path):
         assert len(shown) == 16 and not np.isin(shown, log.items_of(user)).any() and len(set(shown)) == 16
     assert (np.diff(found.scores[:, :16]) <= 0).all()
     np.testing.assert_allclose(model.scores([3])[0, found.ids[0, 0]], found.scores[0, 0], rtol=1e-5)
+    few = found.ids[0, [9, 2, 5]]
+    assert model.recommend([3], 4, candidates=few).ids.tolist() == [[*found.ids[0, [2, 5, 9]], -1]]
     again = Recommender.load(model.save(tmp_path / "model.npz"))
     assert again.get_config() == model.get_config()
     np.testing.assert_array_equal(again.recommend([3, 4], 20).ids, found.ids)
@@ -92,7 +98,10 @@ def test_sgd_repeats(log):
     assert (BPR(4, epochs=1, seed=2).fit(log).item_factors == BPR(4, epochs=1, seed=2).fit(log).item_factors).all()
 
 
-def test_ease_is_the_constrained_minimum(log):
+@pytest.mark.parametrize("users", [40, 9])
+def test_ease_is_the_constrained_minimum(users, log):
+    log = log.select(log.users < users)
+    log = Interactions.from_arrays(log.users, log.items, item_labels=np.arange(24))
     model, x = EASE(3.0).fit(log), log.seen.toarray().astype(float)
     gradient = x.T @ (x @ model.weights - x) + 3.0 * model.weights
     np.fill_diagonal(gradient, 0)
@@ -207,6 +216,23 @@ def test_gbce_limits():
     np.testing.assert_allclose(plain - calibrated, (1 - 0.2) * softplus, rtol=1e-5)  # beta = 2 / 10.
 
 
+def test_ranking_losses_by_hand():
+    positive, negative = np.array([0.3]), np.array([[0.2, -1.0, -1e9]])
+    first, second = (1 / (1 + np.exp(-0.1)), 1 / (1 + np.exp(-1.3)))
+    p = np.exp(0.2) / (np.exp(0.2) + np.exp(-1))
+    squares = 1 / (1 + np.exp(-np.array([0.04, 1.0])))
+    top = np.array([1 - first, 1 - second]) + squares
+    expected = {
+        "bpr": -np.log([first, second]).mean(),
+        "top1": top.mean(),
+        "bpr_max": -np.log(p * first + (1 - p) * second) + 0.5 * (p * 0.04 + 1 - p),
+        "top1_max": p * top[0] + (1 - p) * top[1],
+    }
+    for name, value in expected.items():
+        found = position_loss(positive.astype("f"), negative.astype("f"), name, 11, score_penalty=0.5)
+        np.testing.assert_allclose(np.asarray(found), [value], rtol=1e-5, err_msg=name)
+
+
 def test_sasrec_looks_only_back(log):
     model = SASRec(**SMALL).fit(log)
     tokens = np.array([[0, 0, 1, 2, 3, 4], [0, 0, 1, 2, 3, 9]])
@@ -232,6 +258,9 @@ def test_bundle_answers_as_the_model(name, log, tmp_path):
     expected = model.recommend([3], 5, exclude_seen=False)
     found = search_bundle(tmp_path / "bundle", query, 5)
     np.testing.assert_allclose(found.scores, expected.scores[0], rtol=1e-3, atol=1e-5)
+    left = search_bundle(tmp_path / "bundle", query, 24, exclude=found.ids[:2])
+    assert not np.isin(found.ids[:2], left.ids).any() and (left.ids == -1).sum() == 2
+    np.testing.assert_array_equal(left.ids[:3], found.ids[2:])
     with pytest.raises(FileExistsError):
         export_bundle(model, tmp_path / "bundle")
 
@@ -241,11 +270,16 @@ def test_command(tmp_path, log):
 
     from tfkit.commands.recommend import app
 
-    rows = "".join(f"{u},{i}\n" for u, i in zip(log.users, log.items, strict=True))
+    rows = "".join(f"{u},{2 * i}\n" for u, i in zip(log.users, log.items, strict=True))
     (tmp_path / "log.csv").write_text("user,item\n" + rows)
     run, table, model = CliRunner(), str(tmp_path / "log.csv"), str(tmp_path / "m.npz")
-    assert run.invoke(app, ["train", table, "--model", "ials", "-o", model]).exit_code == 0
+    settings = ["--set", "dimension=5", "--set", "formulation=hu"]
+    assert run.invoke(app, ["train", table, "--model", "ials", *settings, "-o", model]).exit_code == 0
+    made = Recommender.load(model)
+    assert (made.dimension, made.formulation) == (5, "hu") and made.item_labels.tolist() == [2 * i for i in range(24)]
+    assert run.invoke(app, ["train", table, "--set", "width=5", "-o", model, "--force"]).exit_code == 2
     assert run.invoke(app, ["export", model, "-o", str(tmp_path / "out")]).exit_code == 0
+    assert json.loads((tmp_path / "out" / "bundle.json").read_text())["items"] == made.item_labels.tolist()
     judged = run.invoke(app, ["evaluate", table, "--model", "ease", "--json"])
     assert judged.exit_code == 0 and '"ndcg@10"' in judged.output
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json as json_module
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,12 +27,25 @@ class Kind(StrEnum):
     two_tower = "two-tower"
     sasrec = "sasrec"
     gru4rec = "gru4rec"
+    bert4rec = "bert4rec"
+    neumf = "neumf"
+
+
+class Search(StrEnum):
+    """How a bundle finds items."""
+
+    exact = "exact"
+    scann = "scann"
+    nsw = "nsw"
 
 
 Events = Annotated[Path, typer.Argument(help="A .csv, .tsv or .parquet file with a header.")]
 User = Annotated[str, typer.Option(help="The column of users.")]
 Item = Annotated[str, typer.Option(help="The column of items.")]
 Time = Annotated[str, typer.Option(help="The column of times; none: the order of the rows.")]
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting of the model, as epochs=20; may be given several times.")
+]
 Model = Annotated[Path, typer.Argument(help="A file that `recommend train` wrote.")]
 
 
@@ -38,7 +53,8 @@ Model = Annotated[Path, typer.Argument(help="A file that `recommend train` wrote
 def train(
     events: Events,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
-    model: Annotated[Kind, typer.Option(help="The method, with its default settings.")] = Kind.ials,
+    model: Annotated[Kind, typer.Option(help="The method.")] = Kind.ials,
+    setting: Setting = None,
     user: User = "user",
     item: Item = "item",
     time: Time = "",
@@ -47,14 +63,15 @@ def train(
     """Fit a model to all events and write it."""
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists; pass --force to overwrite it")
-    made = _make(model).fit(_read(events, user, item, time))
+    made = _make(model, setting).fit(_read(events, user, item, time))
     typer.echo(f"written: {made.save(out, force=force)}", err=True)
 
 
 @app.command()
 def evaluate(
     events: Events,
-    model: Annotated[Kind, typer.Option(help="The method, with its default settings.")] = Kind.ials,
+    model: Annotated[Kind, typer.Option(help="The method.")] = Kind.ials,
+    setting: Setting = None,
     user: User = "user",
     item: Item = "item",
     time: Time = "",
@@ -67,7 +84,7 @@ def evaluate(
     from tfkit import recommenders
 
     training, held = recommenders.random_split(_read(events, user, item, time), fraction, seed=seed)
-    found = recommenders.evaluate(_make(model).fit(training), training, held, k)
+    found = recommenders.evaluate(_make(model, setting).fit(training), training, held, k)
     intervals = {name: found.interval(name) for name in found.per_user}
     if json:
         print_json({"metrics": found.metrics, "intervals": intervals, "users": len(found.users)})
@@ -83,12 +100,15 @@ def evaluate(
 def export(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    index: Annotated[Search, typer.Option(help="The index of the items.")] = Search.exact,
     force: Force = False,
 ) -> None:
-    """Write the query tower, the index of the items and their numbers as one bundle."""
+    """Write the query tower, the index of the items and their labels as one bundle."""
+    from tfkit import retrieval
     from tfkit.recommenders import Recommender, export_bundle
 
-    typer.echo(f"written: {export_bundle(Recommender.load(model), out, force=force)}", err=True)
+    made = {Search.exact: retrieval.Exact, Search.scann: retrieval.ScaNN, Search.nsw: retrieval.NSW}[index]()
+    typer.echo(f"written: {export_bundle(Recommender.load(model), out, index=made, force=force)}", err=True)
 
 
 def _read(path: Path, user: str, item: str, time: str) -> Any:
@@ -97,11 +117,28 @@ def _read(path: Path, user: str, item: str, time: str) -> Any:
     return Interactions.from_file(path, user=user, item=item, time=time or None, duplicates="last")
 
 
-def _make(kind: Kind) -> Any:
+def _make(kind: Kind, given: list[str] | None) -> Any:
+    """Returns a model with the settings given as `name=value`, the value in JSON, or else a string."""
     from tfkit import recommenders as r
+
+    settings: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"{text!r} is no name=value", param_hint="--set")
+        try:
+            settings[name] = json_module.loads(value)
+        except ValueError:
+            settings[name] = value
 
     makers = {
         Kind.popularity: r.Popularity, Kind.item_knn: r.ItemKNN, Kind.ease: r.EASE, Kind.ials: r.IALS, Kind.bpr: r.BPR,
         Kind.warp: r.WARP, Kind.two_tower: r.TwoTower, Kind.sasrec: r.SASRec, Kind.gru4rec: r.GRU4Rec,
+        Kind.bert4rec: r.BERT4Rec, Kind.neumf: r.NeuMF,
     }  # fmt: skip
-    return makers[kind]()  # type: ignore[operator]
+    known = list(inspect.signature(makers[kind]).parameters)
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        shown = ", ".join(known) or "none"
+        raise typer.BadParameter(f"{kind} has no setting {unknown[0]!r}, but: {shown}", param_hint="--set")
+    return makers[kind](**settings)  # type: ignore[operator]

@@ -17,7 +17,7 @@ from tfkit.data import npz
 from tfkit.data.dataset import DataError
 from tfkit.internal import checks
 from tfkit.recommenders.interactions import Interactions
-from tfkit.retrieval import Exact, Index, SearchResult, kernels
+from tfkit.retrieval import Exact, Index, SearchResult, blas, kernels
 from tfkit.retrieval.base import thread_count
 
 BATCH_USERS = 512
@@ -38,6 +38,9 @@ class Recommender:
     #: Names of the arrays that a file holds, all float32, and whether each counts users or items along its first axis.
     _saved: ClassVar[dict[str, str]] = {}
     seen: sp.csr_matrix
+    #: What the numbers of users and items stand for, from the interactions; None: the numbers themselves.
+    user_labels: np.ndarray | None = None
+    item_labels: np.ndarray | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -86,6 +89,7 @@ class Recommender:
         if not isinstance(interactions, Interactions) or not len(interactions):
             raise checks.error("interactions", "an `Interactions` with events", interactions)
         self.seen = interactions.seen
+        self.user_labels, self.item_labels = interactions.user_labels, interactions.item_labels
         self._fit(interactions)
         return self
 
@@ -103,7 +107,13 @@ class Recommender:
         return np.asarray(made, np.float32)
 
     def recommend(
-        self, users: Any, k: int = 10, *, exclude_seen: bool = True, threads: int | None = None
+        self,
+        users: Any,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        candidates: Any = None,
+        threads: int | None = None,
     ) -> SearchResult:
         """Finds the best items for users.
 
@@ -112,6 +122,7 @@ class Recommender:
                 time, or a sparse (people, items) matrix.
             k: how many items.
             exclude_seen: leave out what is in the user's history.
+            candidates: numbers of the items that may be recommended, such as new ones; None: all.
             threads: most threads to use; None: as many as the process may.
 
         Returns:
@@ -124,6 +135,7 @@ class Recommender:
         k = checks.integer("k", k, 1, self.num_items)
         count = histories.shape[0]
         numbers = np.arange(self.num_items)
+        barred = np.zeros(0, np.int64) if candidates is None else np.setdiff1d(numbers, self._items(candidates))
 
         def part(start: int) -> tuple[np.ndarray, np.ndarray]:
             rows = slice(start, min(start + BATCH_USERS, count))
@@ -132,6 +144,7 @@ class Recommender:
             if exclude_seen:
                 low, high = histories.indptr[rows.start], histories.indptr[rows.stop]
                 mask_seen(block, histories.indptr[rows.start : rows.stop + 1] - low, histories.indices[low:high])
+            block[:, barred] = -np.inf
             scores, ids, counts = kernels.empty_heaps(len(block), k)
             kernels.offer_block(block, numbers, np.arange(len(block)), scores, ids, counts)
             kernels.sort_heaps(scores, ids, counts)
@@ -140,9 +153,10 @@ class Recommender:
         starts = range(0, count, BATCH_USERS)
         workers = min(thread_count(threads), max(len(starts), 1))
         if workers == 1 or not self._threaded:
-            parts = [part(start) for start in starts]
+            with blas.at_most(thread_count(threads)):
+                parts = [part(start) for start in starts]
         else:
-            with ThreadPoolExecutor(workers) as pool:
+            with blas.at_most(1), ThreadPoolExecutor(workers) as pool:
                 parts = list(pool.map(part, starts))
         if not parts:
             return SearchResult(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64))
@@ -174,6 +188,14 @@ class Recommender:
             raise checks.error("users", f"numbers from 0 to {self.num_users - 1}", who, "Pass histories of new people.")
         return who.astype(np.int64), self.seen[who.astype(np.int64)]
 
+    def _items(self, items: Any) -> np.ndarray:
+        numbers = np.asarray(items)
+        if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "iu":
+            raise checks.error("candidates", "a vector of numbers of items", items)
+        if numbers.min() < 0 or numbers.max() >= self.num_items:
+            raise checks.error("candidates", f"numbers from 0 to {self.num_items - 1}", numbers)
+        return numbers
+
     # Files.
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -193,7 +215,7 @@ class Recommender:
             setattr(self, name, array)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:  # type: ignore[override]
-        """Writes the model, its settings and what users have seen to one file, an `.npz` without pickles.
+        """Writes the model, its settings, the labels and what users have seen to one `.npz` file without pickles.
 
         Raises:
             FileExistsError: the file is there and `force` is False.
@@ -208,6 +230,9 @@ class Recommender:
             "seen_indptr": self.seen.indptr.astype(np.int64),
             "seen_indices": self.seen.indices.astype(np.int64),
         }
+        for name in ("user_labels", "item_labels"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
         npz.write(target, arrays | {f"model_{name}": array for name, array in self._arrays().items()})
         return target
 
@@ -227,6 +252,10 @@ class Recommender:
                 raise RecommenderFileError(f"{path}: holds a recommender of class {name!r}, not {cls.__name__}")
             model = made(**config)
             model.seen = _checked_csr(arrays["seen_indptr"], arrays["seen_indices"], shape)
+            for label, count in (("user_labels", shape[0]), ("item_labels", shape[1])):
+                setattr(model, label, arrays.get(label))
+                if label in arrays and (arrays[label].shape != (count,) or arrays[label].dtype.kind not in "iufbUS"):
+                    raise RecommenderFileError(f"{path}: damaged: its array '{label}' is of another form")
             model._restore({k.removeprefix("model_"): v for k, v in arrays.items() if k.startswith("model_")})
         except (DataError, ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, RecommenderFileError):

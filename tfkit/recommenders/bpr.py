@@ -18,8 +18,6 @@ from tfkit.recommenders.random_numbers import below
 from tfkit.retrieval import kernels
 
 NEGATIVES = ("uniform", "popularity", "dynamic")
-#: Draws until an unseen item turns up; a pair is passed over after so many.
-_ATTEMPTS = 20
 
 
 class PairwiseFactors(Recommender):
@@ -72,6 +70,8 @@ class BPR(PairwiseFactors):
         negatives: "uniform" over items; "popularity": by their events; "dynamic": of `candidates` uniform ones the
             best scored.
         candidates: for "dynamic".
+        attempts: draws until an unseen item turns up; the event is passed over after so many. With 1, who has seen
+            much learns less, as the package implicit has it.
         seed: of the start and of the draws.
     """
 
@@ -83,6 +83,7 @@ class BPR(PairwiseFactors):
         epochs: int = 50,
         negatives: str = "uniform",
         candidates: int = 5,
+        attempts: int = 20,
         seed: int = 0,
     ) -> None:
         self.dimension = checks.integer("dimension", dimension, 1)
@@ -91,13 +92,14 @@ class BPR(PairwiseFactors):
         self.epochs = checks.integer("epochs", epochs, 1)
         self.negatives = checks.choice("negatives", negatives, NEGATIVES)
         self.candidates = checks.integer("candidates", candidates, 1)
+        self.attempts = checks.integer("attempts", attempts, 1)
         self.seed = checks.integer("seed", seed, 0)
 
     def epoch(self) -> None:
         _bpr_epoch(
             self._rows, self.seen.indptr, self.seen.indices, self.user_factors, self.item_factors,
             np.float32(self.learning_rate), np.float32(self.penalty), self.negatives == "popularity",
-            self.candidates if self.negatives == "dynamic" else 1, self._state,
+            self.candidates if self.negatives == "dynamic" else 1, self.attempts, self._state,
         )  # fmt: skip
 
 
@@ -116,36 +118,37 @@ def is_seen(indices, low, high, item):  # type: ignore[no-untyped-def]
 
 
 @kernels.kernel
-def _bpr_epoch(rows, indptr, indices, users, items, rate, penalty, popular, candidates, state):  # type: ignore[no-untyped-def]
+def _bpr_epoch(  # type: ignore[no-untyped-def]
+    rows, indptr, indices, users, items, rate, penalty, popular, candidates, attempts, state
+):
     size = users.shape[1]
     for _ in range(rows.shape[0]):
         event = below(state, rows.shape[0])
         user, positive = rows[event], indices[event]
         low, high = indptr[user], indptr[user + 1]
-        w = users[user]
-        negative, best = -1, np.float32(0)
+        negative, best = np.int64(-1), np.float32(0)
         for _ in range(candidates):
-            for _ in range(_ATTEMPTS):
-                drawn = indices[below(state, indices.shape[0])] if popular else below(state, items.shape[0])
+            for _ in range(attempts):
+                drawn = np.int64(indices[below(state, indices.shape[0])]) if popular else below(state, items.shape[0])
                 if not is_seen(indices, low, high, drawn):
-                    if candidates == 1:
-                        negative = drawn
-                    else:
-                        score = kernels.dot(w, items[drawn])
-                        if negative < 0 or score > best:
-                            negative, best = drawn, score
+                    score = np.float32(0)
+                    if candidates > 1:
+                        for f in range(size):
+                            score += users[user, f] * items[drawn, f]
+                    if negative < 0 or score > best:
+                        negative, best = drawn, score
                     break
         if negative < 0:
             continue
-        p, q = items[positive], items[negative]
         margin = np.float32(0)
         for f in range(size):
-            margin += w[f] * (p[f] - q[f])
+            margin += users[user, f] * (items[positive, f] - items[negative, f])
         slope = np.float32(1) / (np.float32(1) + np.exp(margin))
         for f in range(size - 1):
-            a, b, c = w[f], p[f], q[f]
-            w[f] += rate * (slope * (b - c) - penalty * a)
-            p[f] += rate * (slope * a - penalty * b)
-            q[f] += rate * (-slope * a - penalty * c)
-        p[size - 1] += rate * (slope - penalty * p[size - 1])
-        q[size - 1] += rate * (-slope - penalty * q[size - 1])
+            a, b, c = users[user, f], items[positive, f], items[negative, f]
+            users[user, f] += rate * (slope * (b - c) - penalty * a)
+            items[positive, f] += rate * (slope * a - penalty * b)
+            items[negative, f] += rate * (-slope * a - penalty * c)
+        bias = size - 1
+        items[positive, bias] += rate * (slope - penalty * items[positive, bias])
+        items[negative, bias] += rate * (-slope - penalty * items[negative, bias])

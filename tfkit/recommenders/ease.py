@@ -28,8 +28,7 @@ class EASE(Recommender):
         self.penalty = checks.number("penalty", penalty, 1e-12)
 
     def _fit(self, interactions: Interactions) -> None:
-        seen = interactions.seen.astype(np.float64)
-        self.weights = ease_weights((seen.T @ seen).toarray(), self.penalty).astype(np.float32)
+        self.weights = ease_weights(interactions.seen, self.penalty).astype(np.float32)
 
     def _scores(self, users: np.ndarray) -> np.ndarray:
         return self._history_scores(self.seen[users])
@@ -38,14 +37,25 @@ class EASE(Recommender):
         return np.asarray(histories @ self.weights)
 
 
-def ease_weights(gram: np.ndarray, penalty: float) -> np.ndarray:
-    """Returns B = I - P diag(1/P_jj) with P = (G + λI)^-1.
+def ease_weights(seen: sp.csr_matrix, penalty: float) -> np.ndarray:
+    """Returns B = I - P diag(1/P_jj) with P = (XᵀX + λI)^-1, float64, (items, items).
+
+    With fewer users than items, P is (I - Xᵀ (XXᵀ + λI)^-1 X) / λ, the inverse of a smaller matrix.
 
     Args:
-        gram: XᵀX, (items, items).
+        seen: X, (users, items).
         penalty: λ.
     """
-    inverse = np.linalg.inv(gram + penalty * np.eye(len(gram)))
-    weights = inverse / -np.diag(inverse)
-    np.fill_diagonal(weights, 0)
-    return weights
+    x = seen.astype(np.float64)
+    users, items = x.shape
+    if users < items:
+        smaller = np.linalg.solve((x @ x.T).toarray() + penalty * np.eye(users), x.toarray())
+        inverse = np.asarray(x.T @ smaller)
+        np.negative(inverse, out=inverse)
+        inverse[np.diag_indices(items)] += 1
+        inverse /= penalty
+    else:
+        inverse = np.linalg.inv((x.T @ x).toarray() + penalty * np.eye(items))
+    inverse /= -np.diag(inverse).copy()
+    np.fill_diagonal(inverse, 0)
+    return inverse

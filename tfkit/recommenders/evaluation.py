@@ -53,6 +53,7 @@ def evaluate(
     *,
     exclude_seen: bool = True,
     users: Any = None,
+    candidates: Any = None,
 ) -> Evaluation:
     """Ranks all items for the users that have held-out items.
 
@@ -63,6 +64,8 @@ def evaluate(
         k: lengths of the list.
         exclude_seen: leave the training items of a user out of his list.
         users: numbers of users to judge; None: all with held-out items.
+        candidates: numbers of the items that are ranked, such as the cold ones; None: all, and nothing else is
+            comparable with other full rankings.
 
     Raises:
         ValueError: the parts number their items differently, or nobody has held-out items.
@@ -75,7 +78,8 @@ def evaluate(
     if not len(wanted):
         raise checks.error("held_out", "such that a user has events", len(held_out))
     most = min(max(lengths), training.num_items)
-    ids = np.ascontiguousarray(model.recommend(wanted, most, exclude_seen=exclude_seen).ids)
+    options = {} if candidates is None else {"candidates": candidates}
+    ids = np.ascontiguousarray(model.recommend(wanted, most, exclude_seen=exclude_seen, **options).ids)
     truth = held_out.seen[wanted]
     found: dict[str, float] = {}
     per_user: dict[str, np.ndarray] = {}

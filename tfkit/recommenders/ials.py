@@ -18,6 +18,7 @@ from tfkit.internal import checks
 from tfkit.recommenders.base import Recommender
 from tfkit.recommenders.interactions import Interactions
 from tfkit.recommenders.least_squares import solve_rows
+from tfkit.retrieval import blas
 from tfkit.retrieval.base import thread_count
 
 FORMULATIONS = ("rendle", "hu")
@@ -103,7 +104,8 @@ class IALS(Recommender):
         weights = targets if self.formulation == "rendle" else targets - alpha
         counts = np.diff(matrix.indptr)
         penalties = self.penalty * (counts + self.unobserved_weight * len(others)) ** self.penalty_exponent
-        gram = alpha * (others.T @ others)
+        with blas.at_most(thread_count(self.threads)):
+            gram = alpha * (others.T @ others)
         solve_rows(
             matrix.indptr, matrix.indices, weights, targets, gram, penalties.astype(np.float32), others, rows,
             self.solver_steps, thread_count(self.threads),

@@ -53,21 +53,55 @@ def solve_rows(
         list(pool.map(part, ends[:-1], ends[1:]))
 
 
+# Rows of matrices are read by their numbers, since a view of each would be counted in and out.
+
+
 @kernels.kernel
-def _apply(low, high, indices, weights, gram, penalty, others, x, out):  # type: ignore[no-untyped-def]
-    """Writes (G + Σ a y yᵀ + λI) x to `out`."""
+def _add_product(gram, x, out):  # type: ignore[no-untyped-def]
+    """Adds G x to `out`, four rows of the symmetric G at a time, so that `out` is read and written less."""
     size = x.shape[0]
-    for i in range(size):
-        out[i] = penalty * x[i]
-    for j in range(size):  # Along rows of the symmetric G, so that memory is read in order.
-        value = x[j]
+    j = 0
+    while j + 4 <= size:
+        x0, x1, x2, x3 = x[j], x[j + 1], x[j + 2], x[j + 3]
         for i in range(size):
-            out[i] += gram[j, i] * value
-    for e in range(low, high):
-        y = others[indices[e]]
-        scale = weights[e] * kernels.dot(y, x)
+            out[i] += x0 * gram[j, i] + x1 * gram[j + 1, i] + x2 * gram[j + 2, i] + x3 * gram[j + 3, i]
+        j += 4
+    while j < size:
         for i in range(size):
-            out[i] += scale * y[i]
+            out[i] += x[j] * gram[j, i]
+        j += 1
+
+
+@kernels.kernel
+def _add_entries(low, high, indices, weights, targets, first, others, x, out):  # type: ignore[no-untyped-def]
+    """Adds Σ a <y, x> y to `out`, or at first Σ (a <y, x> - t) y; four entries at a time, as above."""
+    size = x.shape[0]
+    e = low
+    while e + 4 <= high:
+        a, b, c, d = indices[e], indices[e + 1], indices[e + 2], indices[e + 3]
+        s0 = s1 = s2 = s3 = np.float32(0)
+        for i in range(size):
+            s0 += others[a, i] * x[i]
+            s1 += others[b, i] * x[i]
+            s2 += others[c, i] * x[i]
+            s3 += others[d, i] * x[i]
+        s0, s1, s2, s3 = s0 * weights[e], s1 * weights[e + 1], s2 * weights[e + 2], s3 * weights[e + 3]
+        if first:
+            s0, s1, s2, s3 = s0 - targets[e], s1 - targets[e + 1], s2 - targets[e + 2], s3 - targets[e + 3]
+        for i in range(size):
+            out[i] += s0 * others[a, i] + s1 * others[b, i] + s2 * others[c, i] + s3 * others[d, i]
+        e += 4
+    while e < high:
+        a = indices[e]
+        s0 = np.float32(0)
+        for i in range(size):
+            s0 += others[a, i] * x[i]
+        s0 *= weights[e]
+        if first:
+            s0 -= targets[e]
+        for i in range(size):
+            out[i] += s0 * others[a, i]
+        e += 1
 
 
 @kernels.kernel
@@ -75,25 +109,27 @@ def _conjugate_gradients(  # type: ignore[no-untyped-def]
     indptr, indices, weights, targets, gram, penalties, others, rows, steps, first, last
 ):
     size = rows.shape[1]
-    residual, direction, product = np.empty((3, size), np.float32)
+    # Each an array of its own: parts of one are not taken for contiguous.
+    residual, direction, product = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
     for row in range(first, last):
-        x, low, high = rows[row], indptr[row], indptr[row + 1]
+        x, low, high, penalty = rows[row], indptr[row], indptr[row + 1], penalties[row]
         if low == high:
             x[:] = 0
             continue
-        _apply(low, high, indices, weights, gram, penalties[row], others, x, product)
         for i in range(size):
-            residual[i] = -product[i]
-        for e in range(low, high):
-            y, target = others[indices[e]], targets[e]
-            for i in range(size):
-                residual[i] += target * y[i]
-        direction[:] = residual
+            product[i] = penalty * x[i]
+        _add_product(gram, x, product)
+        _add_entries(low, high, indices, weights, targets, True, others, x, product)
+        for i in range(size):
+            residual[i] = direction[i] = -product[i]
         squared = kernels.dot(residual, residual)
         for _ in range(steps):
             if squared < 1e-20:
                 break
-            _apply(low, high, indices, weights, gram, penalties[row], others, direction, product)
+            for i in range(size):
+                product[i] = penalty * direction[i]
+            _add_product(gram, direction, product)
+            _add_entries(low, high, indices, weights, targets, False, others, direction, product)
             step = squared / kernels.dot(direction, product)
             for i in range(size):
                 x[i] += step * direction[i]

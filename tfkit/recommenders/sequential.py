@@ -3,7 +3,8 @@
 Paper: Kang, McAuley. Self-attentive sequential recommendation. ICDM 2018, https://arxiv.org/abs/1808.09781 (SASRec);
 Petrov, Macdonald. gSASRec: reducing overconfidence in sequential recommendation trained with negative sampling. RecSys
 2023, https://arxiv.org/abs/2308.07192 (gBCE); Hidasi, Karatzoglou, Baltrunas, Tikk. Session-based recommendations with
-recurrent neural networks. ICLR 2016, https://arxiv.org/abs/1511.06939 (GRU4Rec); Sun et al. BERT4Rec. CIKM 2019,
+recurrent neural networks. ICLR 2016, https://arxiv.org/abs/1511.06939 (GRU4Rec; its later losses are of
+https://arxiv.org/abs/1706.03847); Sun et al. BERT4Rec. CIKM 2019,
 https://arxiv.org/abs/1904.06690.
 
 Differs: items' input embeddings are also the output's in every network; negatives of a position are uniform over all
@@ -23,8 +24,9 @@ from keras import ops
 from tfkit.internal import checks
 from tfkit.recommenders.base import Recommender, RecommenderFileError
 from tfkit.recommenders.interactions import Interactions
+from tfkit.recommenders.sequence_losses import LOSSES, position_loss
 
-LOSSES = ("bce", "gbce", "sampled_softmax", "softmax")
+CELLS = ("gru", "lstm")
 
 
 class SequenceNetwork(keras.Model):
@@ -34,10 +36,19 @@ class SequenceNetwork(keras.Model):
     with 0 where there is nothing to predict.
     """
 
-    def __init__(self, encoder: keras.Model, items: int, loss_name: str, negatives: int, calibration: float, seed: int):
+    def __init__(
+        self,
+        encoder: keras.Model,
+        items: int,
+        loss_name: str,
+        negatives: int,
+        calibration: float,
+        seed: int,
+        score_penalty: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.encoder, self.items = encoder, items
-        self.loss_name, self.negatives, self.calibration = loss_name, negatives, calibration
+        self.encoder, self.items, self.loss_name, self.negatives = encoder, items, loss_name, negatives
+        self.calibration, self.score_penalty = calibration, score_penalty
         self.generator = keras.random.SeedGenerator(seed)
 
     def call(self, tokens: Any, training: bool | None = None) -> Any:
@@ -67,31 +78,8 @@ class SequenceNetwork(keras.Model):
                 drawn = keras.random.randint((shape[0], 1, self.negatives), 1, self.items + 1, seed=self.generator)
                 negative = ops.einsum("bld,bnd->bln", y_pred, ops.take(self.table, drawn[:, 0], axis=0))
             negative = ops.where(drawn == known[:, :, None], ops.full_like(negative, -1e9), negative)
-            losses = position_loss(positive, negative, self.loss_name, self.items, self.calibration)
+            losses = position_loss(positive, negative, self.loss_name, self.items, self.calibration, self.score_penalty)
         return ops.sum(losses * valid) / ops.maximum(ops.sum(valid), 1.0)
-
-
-def position_loss(positive: Any, negative: Any, name: str, items: int, calibration: float = 0.75) -> Any:
-    """Returns the loss of each position.
-
-    bce: -log σ(s⁺) - Σ log(1 - σ(s⁻)). gbce: the first term times β = α (t (1 - 1/α) + 1/α), α = m / (items - 1) the
-    share of the negatives that is drawn, so that t = 1 calibrates as all negatives would and t = 0 is bce.
-    sampled_softmax: the log sum of the positive and of the negatives, each less log(m q), q = 1 / (items - 1).
-
-    Args:
-        positive: (...,): scores of the targets.
-        negative: (..., m): of the negatives.
-        name: "bce", "gbce" or "sampled_softmax".
-        items: how many there are.
-        calibration: t in [0, 1].
-    """
-    count = negative.shape[-1]
-    if name == "sampled_softmax":
-        correction = float(np.log(count / (items - 1)))
-        return ops.softplus(ops.logsumexp(negative - correction, axis=-1) - positive)
-    share = count / (items - 1)
-    power = 1.0 if name == "bce" else share * (calibration * (1 - 1 / share) + 1 / share)
-    return power * ops.softplus(-positive) + ops.sum(ops.softplus(negative), axis=-1)
 
 
 class SequentialRecommender(Recommender):
@@ -103,8 +91,8 @@ class SequentialRecommender(Recommender):
         blocks: of attention, or recurrent layers.
         heads: of attention.
         dropout: rate.
-        loss: "bce", "gbce", "sampled_softmax" or "softmax".
-        negatives: of a sequence, for "gbce" and "sampled_softmax".
+        loss: of `sequence_losses.position_loss`, or "softmax" over all items.
+        negatives: of a sequence; "bce" has one for each position.
         calibration: t of "gbce".
         learning_rate: of Adam.
         batch_size: sequences a step.
@@ -113,6 +101,7 @@ class SequentialRecommender(Recommender):
     """
 
     masked = False
+    score_penalty = 1.0
     _threaded = False
 
     def __init__(
@@ -149,7 +138,7 @@ class SequentialRecommender(Recommender):
 
     def _embed(self, tokens: Any, positions: bool) -> Any:
         table = keras.layers.Embedding(
-            self._items + 2, self.dimension, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            self._item_count + 2, self.dimension, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
             name="items",
         )  # fmt: skip
         x = table(tokens)
@@ -171,11 +160,13 @@ class SequentialRecommender(Recommender):
 
     def make(self, items: int) -> SequenceNetwork:
         """Makes the network, compiled, for so many items."""
-        self._items = items
+        self._item_count = items
         keras.utils.set_random_seed(self.seed)
         tokens = keras.Input((self.length,), dtype="int32", name="tokens")
         encoder = keras.Model(tokens, self._encode(tokens))
-        network = SequenceNetwork(encoder, items, self.loss, self.negatives, self.calibration, self.seed)
+        network = SequenceNetwork(
+            encoder, items, self.loss, self.negatives, self.calibration, self.seed, self.score_penalty
+        )
         network.compile(keras.optimizers.Adam(self.learning_rate, beta_2=0.98))
         network(np.zeros((1, self.length), np.int32))
         return network
@@ -195,7 +186,7 @@ class SequentialRecommender(Recommender):
             targets = tokens[:, 1:]
             hidden = (generator.random(targets.shape) < 0.2) & (targets > 0)
             hidden[:, -1] |= ~hidden.any(1)
-            inputs, targets = np.where(hidden, self._items + 1, targets), np.where(hidden, targets, 0)
+            inputs, targets = np.where(hidden, self._item_count + 1, targets), np.where(hidden, targets, 0)
         else:
             inputs, targets = tokens[:, :-1], tokens[:, 1:] * (tokens[:, :-1] > 0)
         order = generator.permutation(len(inputs))
@@ -208,7 +199,7 @@ class SequentialRecommender(Recommender):
         """Returns the last hidden states of histories in the order of time, (people, dimension)."""
         if self.masked:
             tokens = np.concatenate(
-                [pad(histories, self.length - 1), np.full((len(histories), 1), self._items + 1, np.int32)], 1
+                [pad(histories, self.length - 1), np.full((len(histories), 1), self._item_count + 1, np.int32)], 1
             )
         else:
             tokens = pad(histories, self.length)
@@ -222,7 +213,7 @@ class SequentialRecommender(Recommender):
         return self.query_vectors([self._histories[user] for user in users])
 
     def item_vectors(self) -> np.ndarray:
-        return np.asarray(self.network.table)[1 : self._items + 1]
+        return np.asarray(self.network.table)[1 : self._item_count + 1]
 
     def recommend(self, users: Any, k: int = 10, **options: Any) -> Any:
         self._ordered = users if isinstance(users, (list, tuple)) and len(users) and np.ndim(users[0]) == 1 else None
@@ -275,12 +266,43 @@ class BERT4Rec(SequentialRecommender):
 
 
 class GRU4Rec(SequentialRecommender):
-    """Gated recurrent units."""
+    """Gated recurrent units, or long short-term memory.
+
+    Args:
+        dimension, length, blocks, dropout: see `SequentialRecommender`.
+        loss: "bpr_max", "top1_max", "bpr", "top1", or one of the others.
+        negatives, learning_rate, batch_size, epochs, seed: see `SequentialRecommender`.
+        cell: "gru" or "lstm".
+        score_penalty: of the negatives' squared scores in "bpr_max".
+    """
+
+    def __init__(
+        self,
+        dimension: int = 64,
+        length: int = 50,
+        blocks: int = 1,
+        dropout: float = 0.2,
+        loss: str = "bpr_max",
+        negatives: int = 256,
+        learning_rate: float = 1e-3,
+        batch_size: int = 128,
+        epochs: int = 20,
+        cell: str = "gru",
+        score_penalty: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            dimension, length, blocks, dropout=dropout, loss=loss, negatives=negatives, learning_rate=learning_rate,
+            batch_size=batch_size, epochs=epochs, seed=seed,
+        )  # fmt: skip
+        self.cell = checks.choice("cell", cell, CELLS)
+        self.score_penalty = checks.number("score_penalty", score_penalty, 0)
 
     def _encode(self, tokens: Any) -> Any:
         x = self._embed(tokens, positions=False)
+        layer = keras.layers.GRU if self.cell == "gru" else keras.layers.LSTM
         for _ in range(self.blocks):
-            x = keras.layers.GRU(self.dimension, return_sequences=True)(x)
+            x = layer(self.dimension, return_sequences=True)(x)
         return x
 
 

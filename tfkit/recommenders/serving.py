@@ -32,7 +32,7 @@ def export_bundle(
         model: fitted, a product of two vectors: factors, two towers or a sequential network.
         folder: to write into; made if it is not there.
         index: to build of the items, such as `retrieval.ScaNN()`; None: `Exact`.
-        item_labels: (items,): what the numbers stand for; None: the numbers.
+        item_labels: (items,): what the numbers stand for; None: the labels of the interactions.
         force: overwrite.
 
     Returns:
@@ -45,7 +45,8 @@ def export_bundle(
     target = Path(folder)
     if (target / "bundle.json").exists() and not force:
         raise FileExistsError(f"{target / 'bundle.json'} exists. Choose another folder, or pass force=True.")
-    labels = np.arange(model.num_items) if item_labels is None else np.asarray(item_labels)
+    known = model.item_labels if item_labels is None else item_labels
+    labels = np.arange(model.num_items) if known is None else np.asarray(known)
     if labels.shape != (model.num_items,):
         raise checks.error("item_labels", f"{model.num_items} labels, one an item", labels)
     built = model.index(Exact() if index is None else index)
@@ -65,19 +66,24 @@ def export_bundle(
     return target
 
 
-def search_bundle(folder: str | os.PathLike[str], query: Any, k: int = 10) -> SearchResult:
+def search_bundle(folder: str | os.PathLike[str], query: Any, k: int = 10, *, exclude: Any = ()) -> SearchResult:
     """Answers a query by the files of a bundle alone.
 
     Args:
         folder: that `export_bundle` wrote.
         query: the number of a user; for a sequential network its tokens, (length,), see `sequential.pad`.
         k: how many items.
+        exclude: numbers of items to leave out, such as those seen.
+
+    Returns:
+        Scores and ids, (k,); where fewer items are left, -inf and -1.
     """
+    left_out = np.unique(np.asarray(exclude, np.int64))
     source = Path(folder)
     described = json.loads((source / "bundle.json").read_text())
     index = Index.load(source / "items.index")
     if described.get("query") == "users.npz":
-        return index.search(npz.read(source / "users.npz")["vectors"][int(query)], k)
+        return _best(index, npz.read(source / "users.npz")["vectors"][int(query)], k, left_out)
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(source / "query.tflite"))
@@ -86,11 +92,21 @@ def search_bundle(folder: str | os.PathLike[str], query: Any, k: int = 10) -> Se
     interpreter.set_tensor(wanted["index"], np.asarray(query, wanted["dtype"]).reshape(wanted["shape"]))
     interpreter.invoke()
     answer = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-    return index.search(answer.reshape(-1, index.dimension)[-1], k)
+    return _best(index, answer.reshape(-1, index.dimension)[-1], k, left_out)
+
+
+def _best(index: Index, vector: np.ndarray, k: int, left_out: np.ndarray) -> SearchResult:
+    count = checks.integer("k", k, 1, len(index))
+    found = index.search(vector, min(count + len(left_out), len(index)))
+    kept = ~np.isin(found.ids, left_out)
+    scores, ids = np.full(count, -np.inf, np.float32), np.full(count, -1, np.int64)
+    best = found.ids[kept][:count]
+    ids[: len(best)], scores[: len(best)] = best, found.scores[kept][:count]
+    return SearchResult(scores, ids)
 
 
 def _query_tower(model: Recommender) -> Any:
     network = getattr(model, "network", None)
     if network is None:
         return None
-    return network.user_tower if hasattr(network, "user_tower") else network.encoder
+    return getattr(network, "user_tower", getattr(network, "encoder", None))

@@ -2,7 +2,9 @@
 
 Paper: Yi et al. Sampling-bias-corrected neural modeling for large corpus item recommendations. RecSys 2019,
 https://doi.org/10.1145/3298689.3346996 (logQ); Yang et al. Mixed negative sampling for learning two-tower neural
-networks in recommendations. WWW 2020, https://doi.org/10.1145/3366424.3386195.
+networks in recommendations. WWW 2020, https://doi.org/10.1145/3366424.3386195; Volkovs, Yu, Poutanen. DropoutNet:
+addressing cold start in recommender systems. NeurIPS 2017,
+https://papers.nips.cc/paper/2017/hash/dbd22ba3bd0df8f385bdac3e9f8be207-Abstract.html (`number_dropout`).
 
 Differs: an item's frequency is known from the training events, and not estimated as they stream by.
 """
@@ -17,8 +19,10 @@ import numpy as np
 from keras import ops
 
 from tfkit.internal import checks
-from tfkit.recommenders.base import Recommender, RecommenderFileError
+from tfkit.recommenders.base import RecommenderFileError
+from tfkit.recommenders.features import Features, FieldEmbedding, NumberRows, known_numbers
 from tfkit.recommenders.interactions import Interactions
+from tfkit.recommenders.pointwise import FeatureRecommender, feature_arrays, restore_features
 
 
 class TwoTowerNetwork(keras.Model):
@@ -63,8 +67,11 @@ class TwoTowerNetwork(keras.Model):
         return ops.mean(keras.losses.sparse_categorical_crossentropy(own, logits, from_logits=True))
 
 
-class TwoTower(Recommender):
-    """A two-tower model over the numbers of users and items.
+class TwoTower(FeatureRecommender):
+    """A two-tower model over the numbers of users and items, and over their features: `fit(log, item_features)`.
+
+    With features, a tower sums the vectors of the number and of all fields, or joins them where it has hidden layers. A
+    number without events in training is no part of it, so that a new item is found by its features.
 
     Args:
         dimension: of the vectors.
@@ -72,6 +79,7 @@ class TwoTower(Recommender):
         correction: take log q off the scores of a batch (logQ).
         mixed_negatives: uniform items beside the batch's.
         hard_negatives: keep only so many of the highest negatives; 0: all.
+        number_dropout: share of examples that lack the number in training, so that the features learn to do without.
         learning_rate, batch_size, epochs: of Adam.
         seed: of weights, batches and draws.
     """
@@ -85,6 +93,7 @@ class TwoTower(Recommender):
         correction: bool = True,
         mixed_negatives: int = 0,
         hard_negatives: int = 0,
+        number_dropout: float = 0.0,
         learning_rate: float = 1e-3,
         batch_size: int = 1024,
         epochs: int = 20,
@@ -95,14 +104,24 @@ class TwoTower(Recommender):
         self.correction = bool(correction)
         self.mixed_negatives = checks.integer("mixed_negatives", mixed_negatives, 0)
         self.hard_negatives = checks.integer("hard_negatives", hard_negatives, 0)
+        self.number_dropout = checks.number("number_dropout", number_dropout, 0, 1, open_high=True)
         self.learning_rate = checks.number("learning_rate", learning_rate, 0)
         self.batch_size = checks.integer("batch_size", batch_size, 2)
         self.epochs = checks.integer("epochs", epochs, 1)
         self.seed = checks.integer("seed", seed, 0)
 
-    def _tower(self, count: int, name: str) -> keras.Model:
+    def _tower(self, counts: np.ndarray, known: Features | None, name: str) -> keras.Model:
         number = keras.Input((), dtype="int32", name=name)
-        x = keras.layers.Embedding(count, self.dimension, embeddings_initializer="glorot_normal")(number)
+        if known is None:
+            start = keras.initializers.GlorotNormal()
+            x = keras.layers.Embedding(len(counts), self.dimension, embeddings_initializer=start)(number)
+        else:
+            own = FieldEmbedding(known_numbers(counts), self.dimension)(number)
+            parts = [keras.layers.Dropout(self.number_dropout, noise_shape=(None, 1))(own)]
+            parts += [FieldEmbedding(matrix, self.dimension)(number) for matrix in known.fields.values()]
+            if known.numbers is not None:
+                parts.append(keras.layers.Dense(self.dimension)(NumberRows(known.numbers)(number)))
+            x = keras.layers.Concatenate()(parts) if self.hidden else keras.layers.Add()(parts)
         for width in self.hidden:
             x = keras.layers.Dense(width, activation="relu")(x)
         if self.hidden:
@@ -113,7 +132,10 @@ class TwoTower(Recommender):
         """Makes the network, compiled; `shares`: of each item among the events."""
         keras.utils.set_random_seed(self.seed)
         shares = shares if self.correction else np.full(len(shares), 1 / len(shares))
-        towers = self._tower(self.num_users, "user"), self._tower(self.num_items, "item")
+        towers = (
+            self._tower(np.diff(self.seen.indptr), self.user_features, "user"),
+            self._tower(np.asarray(self.seen.sum(0)).ravel(), self.item_features, "item"),
+        )
         network = TwoTowerNetwork(*towers, shares, self.mixed_negatives, self.hard_negatives, self.seed)
         network.compile(keras.optimizers.Adam(self.learning_rate))
         return network
@@ -132,9 +154,10 @@ class TwoTower(Recommender):
 
     def _arrays(self) -> dict[str, np.ndarray]:
         towers = [*self.network.user_tower.get_weights(), *self.network.item_tower.get_weights()]
-        return {f"weight{i}": weight for i, weight in enumerate(towers)}
+        return {f"weight{i}": weight for i, weight in enumerate(towers)} | feature_arrays(self)
 
     def _restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        restore_features(self, arrays)
         self.network = self.make(np.full(self.num_items, 1 / self.num_items))
         first = len(self.network.user_tower.weights)
         weights = [arrays[f"weight{i}"] for i in range(first + len(self.network.item_tower.weights))]
