@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         table.append(json.loads(done.stdout.splitlines()[-1]))
         say(str(table[-1]))
     plot(table)
-    figures = {"epoch_s_1m_nodes": table[-1]["epoch_s"], "peak_gb_1m_nodes": table[-1]["peak_gb"]}
+    figures = {f"{key}_1m_nodes": table[-1][key] for key in ("epoch_s", "epoch_cpu_s", "peak_gb")}
     common.write_result(
         common.RESULTS / "graph_scale.json",
         figures,

@@ -38,7 +38,7 @@ SECTIONS: dict[str, About] = {
         "Adaptive quantization",
         f"Khoram, Li, ICLR 2018: a precision for each parameter. LeNet-5, {MNIST}. The ratio is that of 32-bit weights "
         "to the bytes of the packed file; `storage` counts bits and the map of widths, as the paper does. The "
-        "change of the error is from the float network at the start, which is not trained on for as long.",
+        "change of the error is from the float network, trained on for as long; beside it, from the one at the start.",
     ),
     "adversarial_training": About(
         "Adversarial training",
@@ -55,10 +55,10 @@ SECTIONS: dict[str, About] = {
     "certification_peers": About(
         "Certification beside auto_LiRPA and decomon",
         f"The same networks, trained on {MNIST}, m x [1024] having m layers as in Fast-Lin's paper. All sides bound "
-        "the margins of the same test digits at the same radii in float64, inputs not clipped; the difference is "
-        "relative to the mean margin. Then each finds the radii of the batch in float32 to the same tolerance, on one "
-        "thread: the time is of the processor, over the peer's. Every certified ball of two small networks was "
-        "attacked by PGD with restarts.",
+        "the margins of the same test digits at the same radii in float64, inputs not clipped, and keep no interval "
+        "bounds that are better; the difference is relative to the mean margin. Then each, by its defaults, finds the "
+        "radii of the batch in float32 to the same tolerance, on one thread: the time is of the processor, over the "
+        "peer's. Every certified ball of two small networks was attacked by PGD with restarts.",
     ),
     "certification_memory": About(
         "Memory of a certificate",

@@ -7,12 +7,12 @@
 
 Networks as Fast-Lin counts them: m x [1024] has m layers, the last one the output. Trained on 10,000 digits of MNIST.
 For each norm both sides bound the margins at the same radii, in float64, in the same mode (`same-slope` is Fast-Lin,
-`adaptive` CROWN), on inputs that are not clipped; then each finds the radii of the whole batch in float32, to the same
-tolerance, on one thread. Times are of the processor, since other work shares the machine. Each side has bounded two of
-the examples before its time is taken; tfkit's first search of a network, in which passes are not compiled yet or are
-being compiled, stands beside it. decomon, which takes flat inputs, joins for the perceptrons in Linf. Peers run in
-environments of their own; one that is not installed is skipped by name. Every certified ball of the small networks is
-attacked: PGD with restarts, on the float32 network.
+`adaptive` CROWN; neither keeps interval bounds that are better), on inputs that are not clipped. Then each finds the
+radii of the whole batch in float32, by its defaults, to the same tolerance, on one thread. Times are of the processor,
+since other work shares the machine. Each side has bounded two of the examples before its time is taken; tfkit's first
+search of a network, in which passes are not compiled yet or are being compiled, stands beside it. decomon, which takes
+flat inputs, joins for the perceptrons in Linf. Peers run in environments of their own; one that is not installed is
+skipped by name. Every certified ball of the small networks is attacked: PGD with restarts, on the float32 network.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ from benchmarks.common import say
 from benchmarks.networks import kept
 from benchmarks.peers.certification_search import cpu_seconds
 from tfkit import data
-from tfkit.robustness.certification import AlphaCrown, Network, certified_radius
-from tfkit.robustness.certification.base import as_method
+from tfkit.robustness.certification import AlphaCrown, Crown, FastLin, Network, certified_radius
 from tfkit.robustness.certification.margins import margin_rows
 from tfkit.robustness.certification.radius import FIRST
 from tfkit.robustness.certification.region import NORMS
@@ -49,6 +48,7 @@ from tfkit.robustness.certification.region import NORMS
 LAYERS = keras.layers
 NETWORKS = ("mlp2_20", "small_cnn", "mlp2_1024", "mlp3_1024")
 METHODS = ("fast_lin", "crown")
+STAGES = ("searches", "bounds", "attacks")
 TOLERANCE, ALPHA_STEPS = 1e-3, 20
 HERE = Path(__file__).resolve().parent
 
@@ -105,8 +105,9 @@ def as_task(model: keras.Model, x: np.ndarray) -> dict[str, Any]:
     return {**task, "layers": count, "x": np.ascontiguousarray(x.transpose(0, 3, 1, 2))}
 
 
-def peer(arguments: argparse.Namespace, task: dict[str, Any], name: str = "lirpa") -> dict[str, Any]:
+def peer(arguments: argparse.Namespace, task: dict[str, Any], side: str) -> dict[str, Any]:
     """Runs a peer on a task."""
+    name = {"auto_LiRPA": "lirpa", "decomon": "decomon"}[side]
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder) / "task.npz", Path(folder) / "answer.json"
         np.savez(given, **task)
@@ -118,70 +119,76 @@ def peer(arguments: argparse.Namespace, task: dict[str, Any], name: str = "lirpa
         return json.loads(answer.read_text())
 
 
-def put_beside(row: dict[str, Any], side: str, theirs: dict[str, Any], margins: dict[str, np.ndarray]) -> None:
-    """Puts a peer's radii and times into a row, and how far its bounds are from ours, over their mean size."""
-    row["versions"] |= theirs.pop("versions")
-    row[side] = {}
-    for method, answer in theirs.items():
-        row[side][method] = {key: answer[key] for key in ("seconds", "cpu_seconds") if key in answer}
-        if "radii" in answer:
-            row[side][method]["mean_radius"] = float(np.mean(answer["radii"]))
-        if method in margins:
-            their = np.array(answer["margins"])
-            row[side][method]["difference"] = float(np.max(np.abs(margins[method] - their)) / np.abs(their).mean())
+def task_of(model: keras.Model, x: np.ndarray, rows: np.ndarray, norm: str, methods: tuple[str, ...]) -> dict[str, Any]:
+    """What a peer is given: without radii, to search for them."""
+    task = as_task(model, x) | {"rows": rows, "norm": NORMS[norm], "steps": ALPHA_STEPS}
+    return task | {"methods": " ".join(methods), "tolerance": TOLERANCE, "first": FIRST[NORMS[norm]]}
 
 
-def compare(name: str, model: keras.Model, x: np.ndarray, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Margins, radii and times of both sides, by norm."""
-    ready = Network(model)
+def compare_bounds(model: keras.Model, x: np.ndarray, row: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Bounds of margins by both sides at nine tenths of Fast-Lin's radii; puts into a row how far they are apart."""
+    ready, norm = Network(model), row["norm"]
     labels = ready.forward(x).argmax(1)
     rows = margin_rows(labels, 10)
-    found: dict[str, Any] = {}
-    for norm, order in NORMS.items():
-        timed = METHODS if norm in arguments.timed else ()
-        ours: dict[str, Any] = {}
-        for method in METHODS:
-            cold = Network(model)
-            times = []
-            for again in range(2 if norm in arguments.timed else 1):
-                for _ in range(3 * again):  # After these few passes have been compiled.
-                    certified_radius(cold, x[:2], labels[:2], norm, method, TOLERANCE, arithmetic="real")
-                wall, cpu = time.perf_counter(), cpu_seconds()
-                radii = certified_radius(cold, x, labels, norm, method, TOLERANCE, arithmetic="real")
-                times.append((time.perf_counter() - wall, cpu_seconds() - cpu))
-            ours[method] = {
-                "mean_radius": float(radii.radius.mean()),
-                "first_cpu_seconds": times[0][1],
-                "seconds": times[-1][0],
-                "cpu_seconds": times[-1][1],
-            }
-            if method == "fast_lin":
-                epsilon = 0.9 * radii.radius
-        alpha = norm == "linf" and name != "mlp3_1024"
-        if alpha:
-            count = min(len(x), arguments.alpha_examples)
-            radii = certified_radius(
-                model, x[:count], labels[:count], norm, AlphaCrown(ALPHA_STEPS), TOLERANCE, arithmetic="real"
+    epsilon = 0.9 * certified_radius(ready, x, labels, norm, "fast_lin", TOLERANCE, arithmetic="real").radius
+    problem = ready.fresh().problem(x, epsilon, NORMS[norm], None, "real")
+    kinds = {"fast_lin": FastLin, "crown": Crown}
+    margins = {method: kinds[method](intersect=False).lower(ready, problem, rows, {}) for method in METHODS}
+    for side in sides(arguments, row):
+        theirs = peer(arguments, task_of(model, x, rows, norm, METHODS) | {"epsilon": epsilon}, side)
+        for method, ours in margins.items():
+            their = np.array(theirs[method]["margins"])
+            difference = float(np.max(np.abs(ours - their)) / np.abs(their).mean())
+            row.setdefault(side, {}).setdefault(method, {})["difference"] = difference
+
+
+def compare_searches(model: keras.Model, x: np.ndarray, row: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Radii of both sides, and times where the norm's are taken; puts them into a row."""
+    norm, name = row["norm"], row["network"]
+    labels = Network(model).forward(x).argmax(1)
+    rows = margin_rows(labels, 10)
+    ours = row["tfkit"] = {}
+    timed = norm in arguments.timed
+    for method in METHODS:
+        cold = Network(model)
+        times = []
+        for again in range(2 if timed else 1):
+            for _ in range(3 * again):  # After these few passes have been compiled.
+                certified_radius(cold, x[:2], labels[:2], norm, method, TOLERANCE, arithmetic="real")
+            wall, cpu = time.perf_counter(), cpu_seconds()
+            radii = certified_radius(cold, x, labels, norm, method, TOLERANCE, arithmetic="real")
+            times.append((time.perf_counter() - wall, cpu_seconds() - cpu))
+        ours[method] = {
+            "mean_radius": float(radii.radius.mean()), "first_cpu_seconds": times[0][1], "seconds": times[-1][0],
+            "cpu_seconds": times[-1][1],
+        }  # fmt: skip
+    # Beside three wide layers the peer's optimiser of slopes takes hours.
+    alpha = norm == "linf" and name != "mlp3_1024"
+    few = slice(0, arguments.alpha_examples)
+    if alpha:
+        method = AlphaCrown(ALPHA_STEPS)
+        radii = certified_radius(model, x[few], labels[few], norm, method, TOLERANCE, arithmetic="real")
+        ours["alpha_crown"] = {"mean_radius": float(radii.radius.mean()), "examples": len(radii.radius)}
+    if not timed:
+        return
+    for side in sides(arguments, row):
+        theirs = peer(arguments, task_of(model, x, rows, norm, METHODS), side)
+        row["versions"] |= theirs.pop("versions")
+        if alpha and side == "auto_LiRPA":
+            theirs |= peer(arguments, task_of(model, x[few], rows[few], norm, ("alpha_crown",)), side)
+            del theirs["versions"]
+        for method, answer in theirs.items():
+            row.setdefault(side, {}).setdefault(method, {}).update(
+                {key: answer[key] for key in ("seconds", "cpu_seconds")},
+                mean_radius=float(np.mean(answer["radii"])),
             )
-            ours["alpha_crown"] = {"mean_radius": float(radii.radius.mean()), "examples": count}
-        problem = ready.fresh().problem(x, epsilon, order, None, "real")
-        margins = {method: as_method(method).lower(ready, problem, rows, {}) for method in METHODS}
-        row: dict[str, Any] = {"tfkit": ours, "examples": len(x), "versions": {}}
-        task = as_task(model, x)
-        task |= {"rows": rows, "norm": order, "epsilon": epsilon, "steps": ALPHA_STEPS, "tolerance": TOLERANCE}
-        task |= {"methods": " ".join(METHODS), "timed": " ".join(timed), "first": FIRST[order]}
-        if arguments.peer_python:
-            theirs = peer(arguments, task)
-            if alpha:
-                part = {**task, "x": task["x"][:count], "rows": rows[:count], "epsilon": epsilon[:count],
-                        "methods": "alpha_crown", "timed": "alpha_crown"}  # fmt: skip
-                theirs |= peer(arguments, part)
-            put_beside(row, "auto_LiRPA", theirs, margins)
-        if arguments.decomon_python and norm == "linf" and name.startswith("mlp"):
-            put_beside(row, "decomon", peer(arguments, task, "decomon"), margins)
-        found[norm] = row
-        say(f"{name} {norm}: {json.dumps(row)}")
-    return found
+
+
+def sides(arguments: argparse.Namespace, row: dict[str, Any]) -> list[str]:
+    """The peers of a row: decomon takes flat inputs, and is asked for Linf."""
+    flat = row["norm"] == "linf" and row["network"].startswith("mlp")
+    asked = {"auto_LiRPA": arguments.peer_python, "decomon": arguments.decomon_python if flat else None}
+    return [side for side, python in asked.items() if python]
 
 
 def attack(model: keras.Model, x: np.ndarray, labels: np.ndarray, radii: np.ndarray, order: float, seed: int) -> int:
@@ -304,10 +311,12 @@ def main() -> None:
     parser.add_argument("--auto-lirpa", type=Path, help="a checkout, where it is not installed")
     parser.add_argument("--decomon-python", type=Path, help="of the environment with decomon")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--norms", nargs="+", choices=list(NORMS), default=list(NORMS))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="the others keep their rows")
     parser.add_argument("--timed", nargs="+", choices=list(NORMS), default=["linf"], help="norms whose search is timed")
     parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--alpha-examples", type=int, default=20)
-    parser.add_argument("--balls", type=int, default=12_000, help="that are attacked, about; 0: none")
+    parser.add_argument("--balls", type=int, default=12_000, help="that are attacked, about")
     parser.add_argument("--cache", type=Path, help="folder that keeps networks and finished rows")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "certification_peers.json")
@@ -338,11 +347,18 @@ def main() -> None:
                 versions=common.versions("tensorflow", "keras", "numpy"),
             )  # fmt: skip
 
+    x = digits.x_test[: arguments.examples]
     for name in arguments.networks:
         model = network(name, digits, epochs, arguments.cache)
-        results[name] = compare(name, model, digits.x_test[: arguments.examples], arguments)
-        write()
-    if arguments.balls:
+        for norm in arguments.norms:
+            row = results.setdefault(name, {}).setdefault(norm, {"tfkit": {}, "versions": {}})
+            row |= {"network": name, "norm": norm, "examples": len(x)}
+            for stage, compare in {"searches": compare_searches, "bounds": compare_bounds}.items():
+                if stage in arguments.stages:
+                    compare(model, x, row, arguments)
+            say(f"{name} {norm}: {json.dumps(row)}")
+            write()
+    if "attacks" in arguments.stages:
         tested = put_to_the_test(digits, arguments, epochs)
         write()
 

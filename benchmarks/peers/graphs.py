@@ -1,4 +1,4 @@
-"""tfkit's graph layers beside PyG, Spektral and k3-node: a training step of a GCN on Cora, layer parity, and walks.
+"""tfkit's graph layers beside PyG, Spektral and k3-node: a step of a GCN on Cora, layer parity, walks and skip-gram.
 
     python benchmarks/peers/graphs.py --torch-python TORCHENV/bin/python --keras2-python KERAS2ENV/bin/python
     python benchmarks/peers/graphs.py ... --quick      # few steps: does it run?
@@ -7,7 +7,9 @@ Each library runs in a process of its own (graphs_worker.py), one thread, in tur
 speed falls on all: a round times every one, and a ratio is the median over the rounds of the ratios of processor time.
 The model is the same everywhere: 16 hidden units, dropout 0.5 on both inputs, weight decay, Adam, a whole-graph step.
 PyG runs with dense and with sparse features and the faster one counts; the others take dense ones. Walks are uniform,
-80 nodes long, one from each node. A library that is not installed is left out, by name. Needs $TFKIT_DATA.
+80 nodes long, one from each node. Skip-gram reads the same walks: 128 dimensions, window 10, 5 negatives, one pass.
+Parity: each library's layers with the same weights on Cora's edges. A library that is not installed is left out, by
+name. Needs $TFKIT_DATA.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ RUNS = (
     ("tfkit walks", "tfkit walks", "here", False),
     ("torch walks", "torch walks", "torch", False),
     ("Python walks", "Python walks", "here", False),
+    ("tfkit skip-gram", "tfkit skip-gram", "here", False),
+    ("gensim skip-gram", "gensim skip-gram", "torch", False),
 )
 
 
@@ -72,9 +76,31 @@ class Process:
         self.process.wait()
 
 
+def parity_data(
+    rng: np.random.Generator, nodes: int, width: int = 12, units: int = 8, heads: int = 2
+) -> dict[str, Any]:
+    """Features and weights that every library's layers get."""
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype("float32")
+
+    return {
+        "parity_x": normal(nodes, width),
+        "kernel": normal(width, units),
+        "other_kernel": normal(width, units),
+        "square_kernel": normal(units, units),
+        "bias": normal(units),
+        "other_bias": normal(units),
+        "heads_kernel": normal(width, heads * units),
+        "heads_bias": normal(heads * units),
+        "own_attention": normal(heads, units),
+        "other_attention": normal(heads, units),
+    }
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch-python", help="interpreter with PyG and k3-node")
+    parser.add_argument("--torch-python", help="interpreter with PyG, k3-node and gensim")
     parser.add_argument("--keras2-python", help="interpreter with Spektral")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=30)
@@ -91,15 +117,14 @@ def main(arguments: list[str] | None = None) -> None:
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data.npz"
-        kernel = rng.normal(size=(cora.features.shape[1], 16)).astype("float32")
         np.savez(
             data,
             x=arrays["x"],
             edge_index=arrays["edge_index"],
             y=arrays["y"],
             train=cora.splits["train"],
-            kernel=kernel,
-            bias=rng.normal(size=16).astype("float32"),
+            walks=graphs.embeddings.random_walks(cora, 1, 80),
+            **parity_data(rng, cora.num_nodes),
         )
         for label, peer, where, sparse in RUNS:
             if pythons[where] is None:
@@ -113,15 +138,16 @@ def main(arguments: list[str] | None = None) -> None:
             say(f"left out: {label} ({why})")
         for _ in range(rounds):
             for label, process in running.items():
-                count = 3 if "walks" in label else steps
+                count = 3 if "walks" in label else 1 if "skip-gram" in label else steps
                 found = process.ask("time", steps=count)
                 times.setdefault(label, []).append({key: value / count for key, value in found.items()})
         outputs = {}
         for label in ("tfkit", "PyG", "Spektral"):
             if label in running:
-                path = Path(folder) / f"{label}.npy"
+                path = Path(folder) / f"{label}.npz"
                 running[label].ask("parity", path=str(path))
-                outputs[label] = np.load(path)
+                with np.load(path, allow_pickle=False) as file:
+                    outputs[label] = {name: file[name] for name in file.files}
     for process in running.values():
         process.close()
     table = [
@@ -145,13 +171,24 @@ def main(arguments: list[str] | None = None) -> None:
         return round(statistics.median(a["cpu"] / b["cpu"] for a, b in pairs), 4)
 
     walks = ratio("tfkit walks", "torch walks", "Python walks")
-    # Over the sizes of the outputs, which with these random weights are about 0.1.
-    differences = [float(np.abs(outputs["tfkit"] - outputs[label]).max()) for label in outputs if label != "tfkit"]
+    # The largest difference over the largest output: sums over 168 neighbours are no small numbers.
+    parity = {
+        label: {
+            layer: float(np.abs(outputs["tfkit"][layer] - found).max() / np.abs(found).max())
+            for layer, found in layers.items()
+        }
+        for label, layers in outputs.items()
+        if label != "tfkit"
+    }
+    for label, row in parity.items():
+        say(f"parity with {label}: {row}")
+    differences = [value for row in parity.values() for value in row.values()]
     candidates = {
         "gcn_epoch_over_pyg": ratio("tfkit", "PyG", "PyG, sparse features"),
         "gcn_epoch_over_spektral": ratio("tfkit", "Spektral"),
         "gcn_epoch_over_k3_node": ratio("tfkit", "k3-node"),
         "walks_over_fastest": None if walks is None else round(1 / walks, 2),
+        "skip_gram_over_gensim": ratio("tfkit skip-gram", "gensim skip-gram"),
         "layer_parity_max_difference": max(differences) if differences else None,
     }
     figures = {key: value for key, value in candidates.items() if value is not None}
@@ -163,8 +200,11 @@ def main(arguments: list[str] | None = None) -> None:
         figures,
         title="Graph layers beside other libraries",
         about="A training step of a GCN on Cora, the whole graph, one thread, processes in turns; processor time. "
-        "Walks: 80 nodes from each of Cora's nodes. Ratios below 1 are in tfkit's favour for steps, above 1 for walks.",
+        "Walks: 80 nodes from each of Cora's nodes; skip-gram: a pass over them. Layer parity: outputs with the same "
+        "weights on Cora's edges, the largest difference over the largest output. Ratios below 1 are in tfkit's favour "
+        "for steps and skip-gram, above 1 for walks.",
         table=table,
+        layer_parity=parity,
         left_out=skipped,
         rounds=rounds,
         versions=common.versions("tensorflow", "keras", "numpy", "scipy", "numba"),

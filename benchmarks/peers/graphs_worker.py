@@ -1,7 +1,7 @@
 """One peer of graphs.py in its own interpreter: answers a JSON line for each JSON line it reads.
 
 Operations: `start` (data file, peer), `time` (seconds of processor time and of wall time of `steps` training steps or
-of walks), `parity` (outputs of one layer with given weights).
+of walks), `parity` (outputs of layers with given weights).
 """
 
 from __future__ import annotations
@@ -80,14 +80,49 @@ class PyG:
         f.cross_entropy(x[self.train], self.labels[self.train]).backward()
         self.optimizer.step()
 
-    def parity(self, data: Any) -> np.ndarray:
-        from torch_geometric.nn import GCNConv
+    def parity(self, data: Any) -> dict[str, np.ndarray]:
+        from torch_geometric import nn
 
-        layer = GCNConv(data["x"].shape[1], data["kernel"].shape[1])
-        with self.torch.no_grad():
-            layer.lin.weight.copy_(self.torch.tensor(data["kernel"].T))
-            layer.bias.copy_(self.torch.tensor(data["bias"]))
-            return layer(self.torch.tensor(data["x"]), self.edges).numpy()
+        torch = self.torch
+        weights = {key: torch.tensor(value) for key, value in data.items()}
+        x, (width, units) = weights["parity_x"], data["kernel"].shape
+        heads = len(data["own_attention"])
+        mlp = torch.nn.Sequential(torch.nn.Linear(width, units), torch.nn.ReLU(), torch.nn.Linear(units, units))
+        layers = {
+            "GCN": nn.GCNConv(width, units),
+            "GraphSAGE": nn.SAGEConv(width, units),
+            "GAT": nn.GATConv(width, units, heads),
+            "GIN": nn.GINConv(mlp, eps=0.3),
+            "SGC": nn.SGConv(width, units, K=2),
+            "APPNP": nn.APPNP(K=5, alpha=0.2),
+        }
+        values = {
+            "GCN": {"lin.weight": "kernel", "bias": "bias"},
+            "GraphSAGE": {"lin_r.weight": "kernel", "lin_l.weight": "other_kernel", "lin_l.bias": "bias"},
+            "GAT": {
+                "lin.weight": "heads_kernel",
+                "att_dst": "own_attention",
+                "att_src": "other_attention",
+                "bias": "heads_bias",
+            },
+            "GIN": {
+                "nn.0.weight": "kernel",
+                "nn.0.bias": "bias",
+                "nn.2.weight": "square_kernel",
+                "nn.2.bias": "other_bias",
+            },
+            "SGC": {"lin.weight": "kernel", "lin.bias": "bias"},
+            "APPNP": {},
+        }
+        found = {}
+        with torch.no_grad():
+            for name, layer in layers.items():
+                parameters = dict(layer.named_parameters())
+                for parameter, key in values[name].items():
+                    value = weights[key].T if parameter.endswith("weight") else weights[key]
+                    parameters[parameter].copy_(value.reshape(parameters[parameter].shape))
+                found[name] = layer(x, self.edges).numpy()
+        return found
 
 
 class Spektral:
@@ -100,13 +135,14 @@ class Spektral:
         from spektral.layers import GCNConv
         from spektral.utils import gcn_filter, sp_matrix_to_sp_tensor
 
-        self.tf, self.layer = tf, GCNConv
+        self.tf = tf
         import scipy.sparse as sp
 
         nodes = len(data["y"])
         pairs = data["edge_index"]
         adjacency = sp.csr_matrix((np.ones(pairs.shape[1], "f"), (pairs[1], pairs[0])), shape=(nodes, nodes))
-        self.a = sp_matrix_to_sp_tensor(gcn_filter(adjacency).astype("f"))
+        self.adjacency = adjacency
+        self.a = sp_matrix_to_sp_tensor(gcn_filter(adjacency.copy()).astype("f"))
         self.x = tf.constant(data["x"])
         classes = int(data["y"].max()) + 1
         regularizer = tf_keras.regularizers.l2(DECAY / 2)
@@ -128,11 +164,35 @@ class Spektral:
 
         self.step = step
 
-    def parity(self, data: Any) -> np.ndarray:
-        layer = self.layer(data["kernel"].shape[1])
-        layer([self.x, self.a])
-        layer.set_weights([data["kernel"], data["bias"]])
-        return layer([self.x, self.a]).numpy()
+    def parity(self, data: Any) -> dict[str, np.ndarray]:
+        from spektral import layers
+        from spektral.utils import sp_matrix_to_sp_tensor
+
+        x, units, heads = self.tf.constant(data["parity_x"]), data["kernel"].shape[1], len(data["own_attention"])
+        plain = sp_matrix_to_sp_tensor(self.adjacency)
+        attention = [data[key].T[:, :, None] for key in ("own_attention", "other_attention")]
+        by_head = data["heads_kernel"].reshape(-1, heads, units)
+        cases = {
+            "GCN": (layers.GCNConv(units), self.a, [data["kernel"], data["bias"]]),
+            "GraphSAGE, own loop": (
+                layers.GraphSageConv(units),
+                plain,
+                [np.concatenate([data["kernel"], data["other_kernel"]]), data["bias"]],
+            ),
+            "GAT": (layers.GATConv(units, heads), plain, [by_head, *attention, data["heads_bias"]]),
+            "GIN": (
+                layers.GINConv(units, epsilon=0.3, mlp_hidden=[units], mlp_batchnorm=False),
+                plain,
+                [data["kernel"], data["bias"], data["square_kernel"], data["other_bias"]],
+            ),
+        }
+        found = {}
+        for name, (layer, matrix, weights) in cases.items():
+            layer([x, matrix])
+            # By shape too, so that another order of the layer's weights fails here and not in the numbers.
+            layer.set_weights(weights)
+            found[name] = layer([x, matrix]).numpy()
+        return found
 
 
 class K3Node:
@@ -188,11 +248,32 @@ class Tfkit:
         model = graphs.GCN(int(data["y"].max()) + 1, HIDDEN, dropout=DROPOUT, l2=DECAY, seed=0)
         self.step = compiled_step(model, self.graph, self.inputs, keras.optimizers.Adam(RATE))
 
-    def parity(self, data: Any) -> np.ndarray:
-        layer = self.graphs.GCNConv(data["kernel"].shape[1])
-        layer(self.inputs)
-        layer.set_weights([data["kernel"], data["bias"]])
-        return layer(self.inputs).numpy()
+    def parity(self, data: Any) -> dict[str, np.ndarray]:
+        graphs = self.graphs
+        x, units, heads = self.tf.constant(data["parity_x"]), data["kernel"].shape[1], len(data["own_attention"])
+        plain = self.graph.adjacency
+        # In the order of the layers' weights.
+        sage = [data["kernel"], data["other_kernel"], data["bias"]]
+        attention = [data[key] for key in ("heads_kernel", "own_attention", "other_attention", "heads_bias")]
+        perceptron = [data[key] for key in ("kernel", "bias", "square_kernel", "other_bias")]
+        loops, normalized = graphs.add_self_loops(plain), graphs.gcn_normalize(plain)
+        cases = {
+            "GCN": (graphs.GCNConv(units), normalized, [data["kernel"], data["bias"]]),
+            "GraphSAGE": (graphs.SAGEConv(units), plain, sage),
+            "GraphSAGE, own loop": (graphs.SAGEConv(units, normalize=True), loops, sage),
+            "GAT": (graphs.GATConv(units, heads), loops, attention),
+            "GIN": (graphs.GINConv(units, epsilon=0.3, train_epsilon=False), plain, perceptron),
+            "SGC": (graphs.SGCConv(units, 2), normalized, [data["kernel"], data["bias"]]),
+            "APPNP": (graphs.PageRankPropagation(5, 0.2), normalized, []),
+        }
+        found = {}
+        for name, (layer, matrix, weights) in cases.items():
+            inputs = (x, graphs.to_tensor(matrix))
+            layer(inputs)
+            for variable, value in zip(layer.trainable_variables, weights, strict=True):
+                variable.assign(value)
+            found[name] = np.asarray(layer(inputs))
+        return found
 
 
 class TfkitWalks:
@@ -251,6 +332,39 @@ class NetworkXWalks:
                 path.append(self.random.choice(self.near[path[-1]]))
 
 
+class TfkitSkipGram:
+    """tfkit's skip-gram with negative sampling on given walks."""
+
+    def __init__(self, data: Any, sparse: bool) -> None:
+        from tfkit.graphs.embeddings import kernels
+        from tfkit.graphs.embeddings.walks import negative_table
+
+        self.learn, self.walks, nodes = kernels.skip_gram, data["walks"], len(data["y"])
+        self.table = negative_table(np.bincount(self.walks[self.walks >= 0], minlength=nodes))
+        self.start = ((np.random.default_rng(0).random((nodes, 128), "float32") - 0.5) / 128).astype("float32")
+        self.rates = np.array([0.025, 0.0000025])
+
+    def step(self) -> None:
+        centers, contexts = self.start.copy(), np.zeros_like(self.start)
+        self.learn(self.walks, 10, 5, self.table, 0, len(self.walks), self.rates, 0, centers, contexts)
+
+
+class GensimSkipGram:
+    """gensim's Word2Vec on the same walks; words are counted once, outside of the time."""
+
+    def __init__(self, data: Any, sparse: bool) -> None:
+        from gensim.models import Word2Vec
+
+        self.sentences = [[str(node) for node in walk if node >= 0] for walk in data["walks"]]
+        self.model = Word2Vec(
+            vector_size=128, window=10, negative=5, sg=1, hs=0, min_count=0, sample=0, workers=1, epochs=1, seed=0
+        )
+        self.model.build_vocab(self.sentences)
+
+    def step(self) -> None:
+        self.model.train(self.sentences, total_examples=len(self.sentences), epochs=1)
+
+
 PEERS = {
     "tfkit": Tfkit,
     "PyG": PyG,
@@ -259,6 +373,8 @@ PEERS = {
     "tfkit walks": TfkitWalks,
     "torch walks": TorchWalks,
     "Python walks": NetworkXWalks,
+    "tfkit skip-gram": TfkitSkipGram,
+    "gensim skip-gram": GensimSkipGram,
 }
 
 
@@ -281,7 +397,7 @@ def main() -> None:
                     peer.step()
                 answer = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
             elif asked["operation"] == "parity":
-                np.save(asked["path"], peer.parity(data))
+                np.savez(asked["path"], **peer.parity(data))
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         print("\n" + json.dumps(answer), flush=True)

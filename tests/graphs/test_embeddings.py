@@ -6,7 +6,7 @@ import scipy.sparse as sp
 
 from tfkit import graphs
 from tfkit.graphs import embeddings
-from tfkit.graphs.embeddings import evaluation
+from tfkit.graphs.embeddings import base, evaluation
 from tfkit.graphs.embeddings.base import subspace_factors
 from tfkit.graphs.embeddings.grarep import log_ratios
 from tfkit.graphs.embeddings.hope import spectral_radius
@@ -128,6 +128,33 @@ def test_eigenmaps_solve_their_equation(blocks):
         np.testing.assert_allclose(step @ vector, rate * vector, atol=1e-4)
     all_rates = np.sort(np.linalg.eigvals(step).real)[::-1]
     np.testing.assert_allclose(rate, all_rates[3], atol=1e-4)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("random_walk", [True, False])
+def test_small_components_do_not_take_the_place_of_eigenvectors(blocks, random_walk, dense, monkeypatch):
+    if not dense:
+        monkeypatch.setattr(base, "DENSE", 0)
+    part = blocks.subgraph(np.arange(200))
+    pairs = sp.kron(sp.eye_array(30), np.array([[0.0, 1.0], [1.0, 0.0]]))
+    whole = graphs.Graph(sp.csr_array(sp.block_diag([part.adjacency, pairs, sp.csr_array((3, 3))])))
+    method = embeddings.LaplacianEigenmaps(3, random_walk=random_walk)
+    alone, found = method.embed(part), method.embed(whole)
+    np.testing.assert_allclose(np.abs(found[:200]), np.abs(alone), atol=1e-4)
+    np.testing.assert_allclose(found[200:], 0, atol=1e-5)
+    assert len(set(np.round(found[:200, 0], 5))) > 100
+
+
+def test_netmf_knows_every_component(blocks):
+    part = blocks.subgraph(np.arange(60)).adjacency
+    pairs = sp.kron(sp.eye_array(20), np.array([[0.0, 1.0], [1.0, 0.0]]))
+    whole = graphs.Graph(sp.csr_array(sp.block_diag([part, pairs, sp.csr_array((2, 2))])))
+    exact, few, all_pairs = (
+        embeddings.NetMF(102, rank=rank).embed(whole).astype(np.float64) for rank in (None, 20, 102)
+    )
+    exact, few, all_pairs = (each @ each.T for each in (exact, few, all_pairs))
+    assert np.linalg.norm(all_pairs - exact) < 0.1 * np.linalg.norm(exact)
+    assert np.linalg.norm(few - exact) < 0.2 * np.linalg.norm(exact)
 
 
 def test_subspace_iteration_finds_the_decomposition():

@@ -78,6 +78,34 @@ def test_fit_on_ids_learns_and_is_what_one_process_does_by_distribute(graph):
     assert sampled[0].evaluate(test, graph.labels[test], verbose=0)[1] > 0.9
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_inner_model_is_what_is_saved(name, graph, tmp_path):
+    make, normalize = MODELS[name]
+    adjacency = None if normalize else graph.adjacency
+    model = graphs.NodeModel(make(), graph, adjacency=adjacency)
+    nodes = np.array([3, 1, 4, 1, 5])
+    expected = model(nodes).numpy()
+    with pytest.raises(NotImplementedError, match=r"Save what was trained, model\.inner"):
+        model.save(tmp_path / "whole.keras")
+    model.inner.save(tmp_path / "inner.keras")
+    loaded = graphs.NodeModel(keras.saving.load_model(tmp_path / "inner.keras"), graph, adjacency=adjacency)
+    np.testing.assert_array_equal(loaded(nodes), expected)
+    model.save_weights(tmp_path / "model.weights.h5")
+    again = graphs.NodeModel(make(), graph, adjacency=adjacency)
+    again(nodes)
+    again.inner.set_weights([weight + 1 for weight in again.inner.get_weights()])
+    again.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(again(nodes), expected)
+
+
+def test_isolated_nodes_and_empty_batches_have_results():
+    graph = graphs.Graph.from_edges([(0, 1)], 3, features=np.eye(3, dtype="float32"))
+    for make, normalize in MODELS.values():
+        model = graphs.NodeModel(make(), graph, adjacency=None if normalize else graph.adjacency)
+        assert np.isfinite(model(np.array([2, 0]))).all()
+        assert model(np.zeros(0, np.int64)).shape == (0, 3)
+
+
 def test_bad_input(graph):
     with pytest.raises(ValueError, match="inner"):
         graphs.NodeModel(graphs.SGC(3), graph)

@@ -76,6 +76,8 @@ def test_recommend_save_and_load(name, log, tmp_path):
         assert len(shown) == 16 and not np.isin(shown, log.items_of(user)).any() and len(set(shown)) == 16
     assert (np.diff(found.scores[:, :16]) <= 0).all()
     np.testing.assert_allclose(model.scores([3])[0, found.ids[0, 0]], found.scores[0, 0], rtol=1e-5)
+    few = found.ids[0, [9, 2, 5]]
+    assert model.recommend([3], 4, candidates=few).ids.tolist() == [[*found.ids[0, [2, 5, 9]], -1]]
     again = Recommender.load(model.save(tmp_path / "model.npz"))
     assert again.get_config() == model.get_config()
     np.testing.assert_array_equal(again.recommend([3, 4], 20).ids, found.ids)

@@ -115,9 +115,17 @@ def test_excluded_weights_get_neither_ratio_nor_decay(kind):
     plain = step(
         keras.optimizers.Adam(0.1, epsilon=1e-6) if kind is LAMB else keras.optimizers.SGD(0.1), [3, 4], [1, 2]
     )
-    np.testing.assert_allclose(step(kind(0.1, weight_decay=0.5), [3, 4], [1, 2], name="bias"), plain, rtol=1e-5)
+    excluding = kind(0.1, weight_decay=0.5, exclude=("*bias",))
+    np.testing.assert_allclose(step(excluding, [3, 4], [1, 2], name="bias"), plain, rtol=1e-5)
     free = kind(0.1, weight_decay=0.5, exclude=())
     assert np.abs(step(free, [3, 4], [1, 2], name="bias") - plain).max() > 1e-3
+
+
+def test_biases_and_scales_are_excluded_by_default_where_the_rate_is_that_of_sgd_or_adam():
+    assert LARC().exclude == LAMB().exclude == ("*bias", "*gamma", "*beta")
+    # Under LARS a bias would take the plain step at a rate of 8 or more.
+    moved = step(LARS(8.0), [3, 4], [100, 200], name="bias") - [3, 4]
+    np.testing.assert_allclose(np.linalg.norm(moved), 8.0 * 0.001 * 5, rtol=1e-5)
 
 
 def test_keras_exclusion_from_decay_is_heeded():

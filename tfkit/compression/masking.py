@@ -31,7 +31,7 @@ LEAST_SPARSITY = 0.01
 def is_sparse(value: np.ndarray) -> bool:
     """Whether a weight has zeros worth keeping: at least one in a hundred is exactly zero, but not all are."""
     zeros = value.size - np.count_nonzero(value)
-    return bool(LEAST_SPARSITY * value.size <= zeros < value.size) and zeros > 0
+    return bool(0 < zeros < value.size and zeros >= LEAST_SPARSITY * value.size)
 
 
 def polynomial(progress: float, initial: float, final: float, power: float = 3.0) -> float:

@@ -201,7 +201,7 @@ def context(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def feature_arrays(model: Any) -> dict[str, np.ndarray]:
     """Returns the features of a model for its file."""
-    made = {}
+    made: dict[str, np.ndarray] = {}
     for side in ("item", "user"):
         known = getattr(model, f"{side}_features")
         made |= {} if known is None else {f"{side}:{name}": array for name, array in known.arrays().items()}

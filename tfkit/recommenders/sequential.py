@@ -138,7 +138,7 @@ class SequentialRecommender(Recommender):
 
     def _embed(self, tokens: Any, positions: bool) -> Any:
         table = keras.layers.Embedding(
-            self._items + 2, self.dimension, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+            self._item_count + 2, self.dimension, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
             name="items",
         )  # fmt: skip
         x = table(tokens)
@@ -160,7 +160,7 @@ class SequentialRecommender(Recommender):
 
     def make(self, items: int) -> SequenceNetwork:
         """Makes the network, compiled, for so many items."""
-        self._items = items
+        self._item_count = items
         keras.utils.set_random_seed(self.seed)
         tokens = keras.Input((self.length,), dtype="int32", name="tokens")
         encoder = keras.Model(tokens, self._encode(tokens))
@@ -186,7 +186,7 @@ class SequentialRecommender(Recommender):
             targets = tokens[:, 1:]
             hidden = (generator.random(targets.shape) < 0.2) & (targets > 0)
             hidden[:, -1] |= ~hidden.any(1)
-            inputs, targets = np.where(hidden, self._items + 1, targets), np.where(hidden, targets, 0)
+            inputs, targets = np.where(hidden, self._item_count + 1, targets), np.where(hidden, targets, 0)
         else:
             inputs, targets = tokens[:, :-1], tokens[:, 1:] * (tokens[:, :-1] > 0)
         order = generator.permutation(len(inputs))
@@ -199,7 +199,7 @@ class SequentialRecommender(Recommender):
         """Returns the last hidden states of histories in the order of time, (people, dimension)."""
         if self.masked:
             tokens = np.concatenate(
-                [pad(histories, self.length - 1), np.full((len(histories), 1), self._items + 1, np.int32)], 1
+                [pad(histories, self.length - 1), np.full((len(histories), 1), self._item_count + 1, np.int32)], 1
             )
         else:
             tokens = pad(histories, self.length)
@@ -213,7 +213,7 @@ class SequentialRecommender(Recommender):
         return self.query_vectors([self._histories[user] for user in users])
 
     def item_vectors(self) -> np.ndarray:
-        return np.asarray(self.network.table)[1 : self._items + 1]
+        return np.asarray(self.network.table)[1 : self._item_count + 1]
 
     def recommend(self, users: Any, k: int = 10, **options: Any) -> Any:
         self._ordered = users if isinstance(users, (list, tuple)) and len(users) and np.ndim(users[0]) == 1 else None

@@ -8,8 +8,8 @@ the algorithm is that of You, Gitman, Ginsburg. Large batch training of convolut
 with gamma the learning rate, eta the trust coefficient and beta the weight decay. LARC clips: gamma lambda becomes
 min(gamma, lambda), so that no layer moves faster than plain SGD would move it.
 
-Differs: a layer whose weights or gradient are zero takes the plain SGD step. Biases, and scales and shifts of
-normalisation, are left out unless `exclude` is emptied, as the authors' experiments do.
+Differs: a layer whose weights or gradient are zero takes the plain SGD step. Each weight has a ratio of its own, a
+layer's kernel another than its bias. LARC leaves biases, and scales and shifts of normalisation, to plain SGD.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class LARS(LayerwiseOptimizer):
         weight_decay: beta, inside the ratio.
         nesterov: whether to look ahead: w = w - (m v + gamma lambda (g + beta w)) with the new v.
         epsilon: added to the denominator of lambda.
-        exclude: see `LayerwiseOptimizer`.
+        exclude: see `LayerwiseOptimizer`; none by default. A weight that is excluded takes the plain step, at a rate
+            that is far above that of SGD: networks with biases may then diverge.
 
     >>> optimizer = LARS(learning_rate=8.0, weight_decay=1e-4)
     """
@@ -61,7 +62,7 @@ class LARS(LayerwiseOptimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         epsilon: float = 0.0,
-        exclude: Sequence[str] = SMALL,
+        exclude: Sequence[str] = (),
         name: str = "lars",
         **kwargs: Any,
     ) -> None:
@@ -107,7 +108,8 @@ class LARC(LARS):
     Args:
         learning_rate: gamma, the highest rate that a layer gets; that of SGD.
         trust_coefficient: eta.
-        momentum, weight_decay, nesterov, epsilon, exclude: see `LARS`.
+        momentum, weight_decay, nesterov, epsilon: see `LARS`.
+        exclude: see `LayerwiseOptimizer`.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests.robustness.certification.conftest import inside, scattered
 from tfkit.compression.fake_quantize import FakeQuantize
 from tfkit.robustness import certification
-from tfkit.robustness.certification import Network, UnsupportedLayerError, bounds
+from tfkit.robustness.certification import Crown, FastLin, Network, UnsupportedLayerError, bounds
 from tfkit.robustness.certification import network as network_module
 from tfkit.robustness.certification.maximum import Maximum
 
@@ -65,13 +65,22 @@ def reference(model, x, epsilon, order, method):
 def test_equals_a_computation_neuron_by_neuron(mlp, method, norm):
     x = np.random.default_rng(0).uniform(size=(2, 5))
     epsilon = np.array([0.05, 0.3])
-    low, high = bounds(mlp, x, epsilon, norm, method, arithmetic="real")
+    alone = {"fast_lin": FastLin, "crown": Crown}[method](intersect=False)
+    papers = tuple(bounds(mlp, x, epsilon, norm, alone, arithmetic="real"))
     for i in range(2):
         expected = reference(mlp, x[i], epsilon[i], ORDERS[norm], method)
-        # Interval bounds may be better somewhere, never worse.
-        assert (low[i] >= expected[0] - 1e-9).all() and (high[i] <= expected[1] + 1e-9).all()
-        np.testing.assert_allclose((low[i], high[i]), expected, rtol=2e-2, atol=1e-6)
-    np.testing.assert_allclose(low[0], reference(mlp, x[0], 0.05, ORDERS[norm], method)[0], rtol=1e-7)
+        np.testing.assert_allclose((papers[0][i], papers[1][i]), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_intersecting_with_intervals_tightens(mlp):
+    x = np.random.default_rng(0).uniform(size=(20, 5))
+    both, alone = (tuple(bounds(mlp, x, 0.3, "linf", Crown(kept), arithmetic="real")) for kept in (True, False))
+    widths = [high - low for low, high in (both, alone)]
+    # Not everywhere: with other bounds, slopes adapt to something else.
+    assert widths[0].mean() < widths[1].mean() and (widths[0] < widths[1] - 1e-3).any()
+    intervals = tuple(bounds(mlp, x, 0.3, "linf", "interval", arithmetic="real"))
+    assert (both[0] >= intervals[0] - 1e-9).all() and (both[1] <= intervals[1] + 1e-9).all()
+    assert (alone[0] < intervals[0] - 1e-3).any()
 
 
 @pytest.mark.parametrize("name", ["residual", "depthwise", "signal"])

@@ -274,4 +274,4 @@ def test_command(mlp, tmp_path):
 
 
 def test_crown_repr():
-    assert repr(Crown()) == "Crown()" and "steps=20" in repr(AlphaCrown())
+    assert repr(Crown()) == "Crown(intersect=True)" and "steps=20" in repr(AlphaCrown())

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import eigh
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from tfkit.graphs.graph import Graph
+from tfkit.graphs.normalization import gcn_normalize, row_sums
 from tfkit.internal import checks
 
-#: Nodes up to which eigenpairs come from the whole matrix: many components have many eigenvalues of 1, over which an
-#: iteration takes longer.
+#: Nodes up to which eigenpairs come from the whole matrix.
 DENSE = 4000
 #: Rows or columns up to which a decomposition is the whole one.
 EXACT = 500
@@ -103,21 +104,59 @@ def subspace_factors(
     return (left @ u)[:, :rank], s[:rank], (basis @ v.T)[:, :rank]
 
 
-def largest_eigenpairs(matrix: sp.csr_array, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def largest_eigenpairs(
+    matrix: sp.csr_array, rank: int, seed: int, apart: sp.csr_array | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the algebraically largest eigenvalues of a symmetric matrix, and their vectors in columns.
 
     Args:
-        matrix: symmetric.
-        rank: pairs; fewer where the matrix is smaller.
+        matrix: symmetric, with eigenvalues of -1 at least if `apart` is given.
+        rank: pairs; fewer where the matrix has no more.
         seed: of the start vector.
+        apart: orthonormal eigenvectors of eigenvalue 1 or 0, in columns, that are left out.
     """
     size = matrix.shape[0]
+    left = 0 if apart is None else apart.shape[1]
+    rank = min(rank, size - left)
+    if rank < 1:
+        return np.zeros(0), np.zeros((size, 0))
     if rank >= size - 1 or size <= DENSE:
+        dense = matrix.toarray()
+        if apart is not None:
+            dense -= 3 * (apart @ apart.T).toarray()  # Below all others.
         first = max(0, size - rank)
-        values, vectors = eigh(matrix.toarray(), subset_by_index=(first, size - 1))
+        values, vectors = eigh(dense, subset_by_index=(first, size - 1))
     else:
-        values, vectors = eigsh(matrix, k=rank, which="LA", v0=np.random.default_rng(seed).standard_normal(size))
+        operator: Any = matrix
+        if apart is not None:
+            operator = LinearOperator(
+                matrix.shape, matvec=lambda x: matrix @ x - 3 * (apart @ (apart.T @ x)), dtype=matrix.dtype
+            )
+        values, vectors = eigsh(operator, k=rank, which="LA", v0=np.random.default_rng(seed).standard_normal(size))
     order = np.argsort(-values)[:rank]
     vectors = vectors[:, order]
     signs = np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])] < 0, -1.0, 1.0)
     return values[order], vectors * signs
+
+
+def smooth_eigenpairs(
+    adjacency: sp.csr_array, rank: int, seed: int, *, self_loops: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the largest eigenvalues of D^-1/2 A D^-1/2 but one of each component, and their vectors in columns.
+
+    Each component has a vector of eigenvalue 1, the roots of its degrees, that says no more than which component it
+    is; a graph with hundreds of small ones would have no others among its first.
+
+    Args:
+        adjacency: symmetric.
+        rank: pairs; fewer where there are no more.
+        seed: of the eigensolver's start.
+        self_loops: adds I to the adjacency before.
+    """
+    smooth = sp.csr_array(gcn_normalize(adjacency, self_loops=self_loops), dtype=np.float64)
+    count, component = connected_components(adjacency, directed=False)
+    sums = np.asarray(row_sums(adjacency), np.float64) + float(self_loops)
+    roots = np.where(sums > 0, np.sqrt(np.maximum(sums, 0)), 1.0)
+    roots /= np.sqrt(np.bincount(component, weights=roots**2))[component]
+    nodes = np.arange(len(roots))
+    return largest_eigenpairs(smooth, rank, seed, sp.csr_array((roots, (nodes, component)), (len(nodes), count)))

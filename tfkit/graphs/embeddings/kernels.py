@@ -152,6 +152,7 @@ def skip_gram(walks, window, negatives, table, first, last, rates, seed, centers
     dimension = centers.shape[1]
     gradient = np.empty(dimension, np.float32)
     state = mix(np.uint64(seed) + mix(np.uint64(first)))
+    drawn = np.empty(negatives, np.int64)
     size = table.shape[0]
     length = walks.shape[1]
     for w in range(first, last):
@@ -166,16 +167,18 @@ def skip_gram(walks, window, negatives, table, first, last, rates, seed, centers
                 other = walks[w, j]
                 if j == i or other < 0:
                     continue
+                # Drawn together: the table is larger than the caches, and its reads then wait for each other no more.
+                for n in range(negatives):
+                    state = mix(state)
+                    drawn[n] = table[below(state, size)]
                 # As word2vec, the context's vector moves the input side, and the center's the output side.
                 for d in range(dimension):
                     gradient[d] = 0.0
                 vector = centers[other]
                 step_pair(vector, contexts[node], gradient, np.float32(1.0), rate)
-                for _ in range(negatives):
-                    state = mix(state)
-                    negative = table[below(state, size)]
-                    if negative != node:
-                        step_pair(vector, contexts[negative], gradient, np.float32(0.0), rate)
+                for n in range(negatives):
+                    if drawn[n] != node:
+                        step_pair(vector, contexts[drawn[n]], gradient, np.float32(0.0), rate)
                 for d in range(dimension):
                     vector[d] += gradient[d]
 

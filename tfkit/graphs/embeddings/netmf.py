@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
 
-from tfkit.graphs.embeddings.base import Embedding, largest_eigenpairs, singular_factors, symmetric
-from tfkit.graphs.normalization import gcn_normalize, inverse_power, row_normalize, row_sums
+from tfkit.graphs.embeddings.base import Embedding, singular_factors, smooth_eigenpairs, symmetric
+from tfkit.graphs.normalization import inverse_power, row_normalize, row_sums
 from tfkit.internal import checks
 
 
@@ -41,8 +42,8 @@ class NetMF(Embedding):
         dimension: of the vectors.
         window: T; 1 is LINE's matrix, 10 DeepWalk's.
         negatives: b.
-        rank: eigenpairs that stand in for D^-1/2 A D^-1/2 in its powers (the paper's algorithm 4, for large windows);
-            None: exact powers (algorithm 3).
+        rank: eigenpairs that stand in for D^-1/2 A D^-1/2 in its powers (the paper's algorithm 4, for large windows),
+            beside that of eigenvalue 1 of each component; None: exact powers (algorithm 3).
         seed: of the solvers' starts.
     """
 
@@ -71,13 +72,18 @@ class NetMF(Embedding):
         return deepwalk_matrix(matrix, self.window, self.negatives)
 
     def _approximate(self, matrix: sp.csr_array, rank: int) -> np.ndarray:
-        sums = row_sums(matrix)
-        smooth = sp.csr_array(gcn_normalize(matrix, self_loops=False), dtype=np.float64)
-        values, vectors = largest_eigenpairs(smooth, rank, self.seed)
+        sums = np.asarray(row_sums(matrix), np.float64)
+        values, vectors = smooth_eigenpairs(matrix, rank, self.seed)
         values = np.minimum(values, 1.0)
         # The mean of the first T powers.
         filtered = np.mean([values**r for r in range(1, self.window + 1)], axis=0)
         root = (vectors * inverse_power(sums, 0.5)[:, None]).astype("float32")
-        filtered = np.maximum(filtered, 0) * sums.sum() / self.negatives
-        root *= np.sqrt(filtered).astype("float32")
-        return root @ root.T
+        scale = sums.sum() / self.negatives
+        root *= np.sqrt(np.maximum(filtered, 0) * scale).astype("float32")
+        found = root @ root.T
+        # The vector of eigenvalue 1 of each component is known, and so is its part: 1 / volume inside.
+        _, component = connected_components(matrix, directed=False)
+        constant = (scale * inverse_power(np.bincount(component, weights=sums), 1)).astype("float32")
+        for row, own in zip(found, component, strict=True):
+            row += constant[own] * (component == own)
+        return found

@@ -4,7 +4,7 @@ Paper: Belkin, Niyogi. Laplacian eigenmaps for dimensionality reduction and data
 15(6), 2003, https://doi.org/10.1162/089976603321780317
 
 Differs: eigenvectors of the normalised Laplacian may be scaled by a power of 1 - eigenvalue, which damps the rough
-ones.
+ones. The paper takes the graph to be connected: here every component's constant vector is left out.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from tfkit.graphs.embeddings.base import Embedding, largest_eigenpairs, symmetric
-from tfkit.graphs.normalization import gcn_normalize, inverse_power, row_sums
+from tfkit.graphs.embeddings.base import Embedding, smooth_eigenpairs, symmetric
+from tfkit.graphs.normalization import inverse_power, row_sums
 from tfkit.internal import checks
 
 
 class LaplacianEigenmaps(Embedding):
-    """Eigenvectors of the smallest eigenvalues of the normalised Laplacian, the trivial one left out.
+    """Eigenvectors of the smallest eigenvalues of the normalised Laplacian, each component's trivial one left out.
 
     Args:
         dimension: eigenvectors; columns beyond the graph's size are zeros.
@@ -44,9 +44,7 @@ class LaplacianEigenmaps(Embedding):
 
     def _embed(self, adjacency: sp.csr_array) -> np.ndarray:
         matrix = symmetric(adjacency)
-        smooth = sp.csr_array(gcn_normalize(matrix, self_loops=self.self_loops), dtype=np.float64)
-        values, vectors = largest_eigenpairs(smooth, self.dimension + 1, self.seed)
-        values, vectors = values[1:], vectors[:, 1:]
+        values, vectors = smooth_eigenpairs(matrix, self.dimension, self.seed, self_loops=self.self_loops)
         if self.random_walk:
             sums = row_sums(matrix) + float(self.self_loops)
             vectors = vectors * inverse_power(sums, 0.5)[:, None]

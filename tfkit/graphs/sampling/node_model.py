@@ -104,6 +104,17 @@ class NodeModel(keras.Model):
         shape = tf.stack([tf.size(nodes, out_type=tf.int64), tf.constant(self.width, tf.int64)])
         return tf.SparseTensor(tf.stack([rows, columns], axis=1), values, shape)
 
+    def get_config(self) -> dict[str, Any]:
+        """Refuses: a file of the model would be one of the graph.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "A NodeModel holds its graph and is not saved. Save what was trained, model.inner, and wrap it again after "
+            "loading: NodeModel(keras.saving.load_model(path), graph)."
+        )
+
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, int]:
         return (input_shape[0], self.inner.stack[-1].units)
 

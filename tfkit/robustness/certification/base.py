@@ -48,6 +48,10 @@ class Method(abc.ABC):
 class LinearRelaxation(Method):
     """Activations between two lines, from the output back to the input.
 
+    Args:
+        intersect: whether every number's bounds, and the result, are the better ones of the method's and of intervals,
+            which cost next to nothing beside it; False: the method's alone, as in its paper.
+
     Attributes:
         slopes: of the lower lines, see `propagation.advance`.
         refine: whether what activations read is bounded in the same way; otherwise by intervals.
@@ -56,11 +60,14 @@ class LinearRelaxation(Method):
     slopes: ClassVar[str] = "adaptive"
     refine: ClassVar[bool] = True
 
+    def __init__(self, intersect: bool = True) -> None:
+        self.intersect = bool(intersect)
+
     def lower(self, network: Network, problem: Problem, rows: np.ndarray, memory: dict[str, Any]) -> np.ndarray:
-        region, bounds = network.intermediate(problem, slopes=self.slopes, refine=self.refine)
+        region, bounds = network.intermediate(problem, slopes=self.slopes, refine=self.refine, intersect=self.intersect)
         found = network.lower(region, bounds, rows, problem.setting)
-        # Intervals are seldom better, but cost next to nothing here.
-        found = np.fmax(found, network.lower(region, bounds, rows, problem.setting, stop=True))
+        if self.intersect:
+            found = np.fmax(found, network.lower(region, bounds, rows, problem.setting, stop=True))
         return without_nan(found, finite(bounds))
 
 

@@ -16,13 +16,21 @@ from tfkit.robustness.certification.base import LinearRelaxation
 
 
 class Crown(LinearRelaxation):
-    """CROWN with adaptive slopes, backwards from each layer."""
+    """CROWN with adaptive slopes, backwards from each layer.
+
+    Args:
+        intersect: see `LinearRelaxation`.
+    """
 
     name = "crown"
 
 
 class CrownIBP(LinearRelaxation):
-    """CROWN from the output only, over interval bounds: as costly as a gradient, between intervals and CROWN."""
+    """CROWN from the output only, over interval bounds: as costly as a gradient, between intervals and CROWN.
+
+    Args:
+        intersect: see `LinearRelaxation`.
+    """
 
     name = "crown_ibp"
     refine = False

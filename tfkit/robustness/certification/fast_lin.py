@@ -7,8 +7,8 @@ With l < 0 < u the bounds of its input, a ReLU lies between s p and s (p - l), s
 so one pass of coefficients gives lower and upper bounds.
 
 Differs: also for convolutions, pooling, residual connections and leaky ReLUs, and for smooth activations with both
-lines along the chord; numbers whose sign intervals decide are not bounded again; the result is never below interval
-bounds.
+lines along the chord; numbers whose sign intervals decide are not bounded again; with `intersect`, no bound is worse
+than that of intervals.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from tfkit.robustness.certification.base import LinearRelaxation
 
 
 class FastLin(LinearRelaxation):
-    """Fast-Lin."""
+    """Fast-Lin.
+
+    Args:
+        intersect: see `LinearRelaxation`.
+    """
 
     name = "fast_lin"
     slopes = "parallel"

@@ -132,13 +132,16 @@ class Network:
             self._compiled[full] = tf.function(run, autograph=False).get_concrete_function(*map(_open_spec, flat))
         return self._compiled[full](*flat)
 
-    def intermediate(self, problem: Problem, *, slopes: str = "adaptive", refine: bool = True) -> tuple[Ball, Bounds]:
+    def intermediate(
+        self, problem: Problem, *, slopes: str = "adaptive", refine: bool = True, intersect: bool = True
+    ) -> tuple[Ball, Bounds]:
         """Bounds of all nodes.
 
         Args:
             problem: the balls.
             slopes: "adaptive" or "parallel" lower lines.
             refine: whether what activations read is bounded backwards; otherwise by intervals.
+            intersect: whether what is bounded backwards keeps its interval where that is better.
         """
         setting, nodes = problem.setting, self.nodes
         region = self.compiled(
@@ -160,7 +163,7 @@ class Network:
             if target in self.affine:
                 bounds = self._affine_range(target, region, bounds, setting)
             elif target != self.last and refine:
-                bounds = self._refined(target, region, bounds, setting, parallel=slopes == "parallel")
+                bounds = self._refined(target, region, bounds, setting, slopes == "parallel", intersect)
         return region, bounds
 
     def _affine_range(self, target: int, region: Ball, bounds: Bounds, setting: Setting) -> Bounds:
@@ -213,7 +216,9 @@ class Network:
         self._norms[key] = np.concatenate([np.asarray(part) for part in found], 1) * np.asarray(slack, zero.dtype)
         return self._norms[key]
 
-    def _refined(self, target: int, region: Ball, bounds: Bounds, setting: Setting, parallel: bool) -> Bounds:
+    def _refined(
+        self, target: int, region: Ball, bounds: Bounds, setting: Setting, parallel: bool, intersect: bool
+    ) -> Bounds:
         """Bounds what an activation reads backwards, where that can matter, in chunks of its numbers."""
         nodes = self.nodes
         low, high = (np.array(side[target]) for side in (bounds.low, bounds.high))
@@ -227,7 +232,7 @@ class Network:
             return bounds
         places = self._windows_of(target)
         if places is not None and places.volume * nodes[target].size < counts.max() * self._volume(target):
-            return self._refined_by_windows(places, region, bounds, setting, parallel)
+            return self._refined_by_windows(places, region, bounds, setting, parallel, intersect)
         # Those that matter first; the shorter lists are filled up with others, whose bounds are right too.
         order = np.argsort(~undecided, axis=1, kind="stable")[:, : counts.max()]
         widest = max(node.size for node in nodes[: target + 1])
@@ -246,10 +251,12 @@ class Network:
         for start in range(0, order.shape[1], per_chunk):
             indices = order[:, start : start + per_chunk]
             least, largest = self.compiled(("refine", target, parallel, setting), function, region, bounds, indices)
-            np.put_along_axis(flat_low, indices, np.maximum(np.take_along_axis(flat_low, indices, 1), least.numpy()), 1)
-            np.put_along_axis(
-                flat_high, indices, np.minimum(np.take_along_axis(flat_high, indices, 1), largest.numpy()), 1
-            )
+            least, largest = least.numpy(), largest.numpy()
+            if intersect:
+                least = np.maximum(np.take_along_axis(flat_low, indices, 1), least)
+                largest = np.minimum(np.take_along_axis(flat_high, indices, 1), largest)
+            np.put_along_axis(flat_low, indices, least, 1)
+            np.put_along_axis(flat_high, indices, largest, 1)
         refined = bounds.copy()
         refined.low[target] = tf.constant(low)
         # In float32 the two may cross by rounding.
@@ -266,7 +273,13 @@ class Network:
         return sum(node.size for node in self.nodes[:target])
 
     def _refined_by_windows(
-        self, places: windows.Windows, region: Ball, bounds: Bounds, setting: Setting, parallel: bool
+        self,
+        places: windows.Windows,
+        region: Ball,
+        bounds: Bounds,
+        setting: Setting,
+        parallel: bool,
+        intersect: bool,
     ) -> Bounds:
         """Bounds all numbers that a convolution gives, in chunks of examples and of rows of places."""
         target = self.nodes[places.target]
@@ -291,8 +304,9 @@ class Network:
                 key = ("windows", places.target, parallel, setting, rows)
                 least, largest = self.compiled(key, function, *own, np.int32(start))
                 here = (part, slice(start, start + rows))
-                low[here] = np.maximum(low[here], least.numpy())
-                high[here] = np.minimum(high[here], largest.numpy())
+                least, largest = least.numpy(), largest.numpy()
+                low[here] = np.maximum(low[here], least) if intersect else least
+                high[here] = np.minimum(high[here], largest) if intersect else largest
         refined = bounds.copy()
         refined.low[places.target] = tf.constant(low)
         # In float32 the two may cross by rounding.
