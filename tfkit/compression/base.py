@@ -197,8 +197,11 @@ class Compressor(abc.ABC):
 
 
 def _finds(pattern: str, layers: Sequence[keras.Layer]) -> bool:
-    """Whether a pattern matches the name of a layer, or of what it may be split into, whose names begin with its."""
-    return any(fnmatch.fnmatchcase(layer.name, one) for layer in layers for one in (pattern, f"{pattern}_*"))
+    """Whether a pattern matches the name of a layer, or of a part of it, before or after it was split."""
+    names = [layer.name for layer in layers]
+    split = [layer.name for layer in layers if type(layer).__name__.startswith("SeparableConv")]
+    names += [f"{name}_{part}" for name in split for part in ("depthwise", "pointwise")]
+    return any(fnmatch.fnmatchcase(name, one) for name in names for one in (pattern, f"{pattern}_*"))
 
 
 def check_examples(data: Any) -> tuple[Any, Any]:
