@@ -22,16 +22,17 @@ def kept(folder: Path | None, name: str, make: Callable[[], keras.Model]) -> ker
 
 
 class Shifted(keras.utils.PyDataset):
-    """Batches of digits, each digit moved by up to two pixels either way, anew in each epoch."""
+    """Batches of digits, each digit moved by up to so many pixels either way, anew in each epoch."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, seed: int, batch_size: int = 64) -> None:
+    def __init__(self, x: np.ndarray, y: np.ndarray, seed: int, batch_size: int = 64, pixels: int = 2) -> None:
         super().__init__()
+        self.pixels = pixels
         self.rng = np.random.default_rng(seed)
         self.original, self.labels, self.batch_size = x, y, batch_size
         self.on_epoch_end()
 
     def on_epoch_end(self) -> None:
-        moves = self.rng.integers(-2, 3, (len(self.original), 2))
+        moves = self.rng.integers(-self.pixels, self.pixels + 1, (len(self.original), 2))
         self.moved = np.empty_like(self.original)
         for move in np.unique(moves, axis=0):
             here = (moves == move).all(axis=1)
