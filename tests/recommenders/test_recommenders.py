@@ -86,7 +86,7 @@ def test_recommend_save_and_load(name, log, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: BPR(8, epochs=60), lambda: WARP(2, epochs=8), lambda: IALS(4), lambda: EASE(5)]
+    "make", [lambda: BPR(8, epochs=60), lambda: WARP(8), lambda: IALS(4), lambda: EASE(5)]
 )
 def test_groups_are_found(make, log):
     model = make().fit(log)

@@ -3,7 +3,8 @@
 Paper: Weston, Bengio, Usunier. WSABIE: scaling up to large vocabulary image annotation. IJCAI 2011,
 https://doi.org/10.5591/978-1-57735-516-8/IJCAI11-460
 
-Differs: factors of users in place of images' features; a penalty in place of a bound on the norms.
+Differs: factors of users in place of images' features; a penalty in place of a bound on the norms; L is divided by its
+largest value, so that a learning rate and a penalty mean the same for few items as for many.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tfkit.retrieval import kernels
 
 
 class WARP(PairwiseFactors):
-    """Minimises L(rank) |margin - s_ui + s_uj|₊ with L(r) = 1 + 1/2 + … + 1/r, the rank from the draws it took.
+    """Minimises L(rank) |margin - s_ui + s_uj|₊ with L(r) ~ 1 + 1/2 + … + 1/r, the rank from the draws it took.
 
     Args:
         dimension: of the factors, beside a bias of each item.
@@ -34,10 +35,10 @@ class WARP(PairwiseFactors):
     def __init__(
         self,
         dimension: int = 64,
-        learning_rate: float = 0.02,
-        penalty: float = 0.001,
+        learning_rate: float = 0.01,
+        penalty: float = 0.1,
         margin: float = 1.0,
-        epochs: int = 20,
+        epochs: int = 60,
         most_draws: int = 50,
         seed: int = 0,
     ) -> None:
@@ -50,7 +51,8 @@ class WARP(PairwiseFactors):
         self.seed = checks.integer("seed", seed, 0)
 
     def epoch(self) -> None:
-        ranks = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, self.num_items + 1))]).astype(np.float32)
+        ranks = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, self.num_items + 1))])
+        ranks = (ranks / ranks[-1]).astype(np.float32)
         _warp_epoch(
             self._rows, self.seen.indptr, self.seen.indices, self.user_factors, self.item_factors, ranks,
             np.float32(self.learning_rate), np.float32(self.penalty), np.float32(self.margin), self.most_draws,
