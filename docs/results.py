@@ -101,8 +101,8 @@ SECTIONS: dict[str, About] = {
     "dual": About(
         "The dual approach beside the linear program",
         f"Dvijotham et al., <https://arxiv.org/abs/1803.06567>: {MNIST}; margins of test digits at 1.5 times the radii "
-        "that CROWN certifies. The gap is (LP - dual) / (LP - interval), mean over all margins: 0 is the linear "
-        "program.",
+        "that CROWN certifies. The gap is (LP - dual) / (LP - interval), mean over all margins of the worse of "
+        "two networks: 0 is the linear program.",
     ),
     "fast_lin": About(
         "Certified radii by method, norm and target",
