@@ -96,8 +96,12 @@ class CertificationReport:
         axes.step(steps, share, where="post", label=f"certified, {self.method}", color="#0b6e4f")
         if self.attacked_accuracy is not None:
             axes.plot(self.epsilons, self.attacked_accuracy, marker="o", ls="--", color="#b23a48", label="attacked")
-            between = np.interp(self.epsilons, steps, share)
-            axes.fill_between(self.epsilons, between, self.attacked_accuracy, alpha=0.12, color="#555555", lw=0)
+            # Between the two: at each step its upper and its lower end, and the attacked points.
+            inside = steps[steps <= np.max(self.epsilons)]
+            radii = np.sort(np.concatenate([inside, np.nextafter(inside, 0), self.epsilons]))
+            proven = share[np.searchsorted(steps, radii, side="right") - 1]
+            attacked = np.interp(radii, self.epsilons, self.attacked_accuracy)
+            axes.fill_between(radii, proven, attacked, alpha=0.12, color="#555555", lw=0)
         axes.axhline(self.accuracy, color="#888888", lw=0.8, ls=":", label="without an attack")
         clip = "not clipped" if self.clip is None else f"inputs in [{self.clip[0]:g}, {self.clip[1]:g}]"
         axes.set(xlabel=f"radius, {LABELS[self.norm]}, {clip}", ylabel="accuracy", ylim=(0, 1.02), xlim=(0, None))
