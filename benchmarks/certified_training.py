@@ -1,11 +1,15 @@
 """Trains a network for certificates, and counts the test digits that are certified (https://arxiv.org/abs/1810.12715).
 
-    python benchmarks/certified_training.py            # MNIST, epsilon 0.1; about 20 minutes on one core
-    python benchmarks/certified_training.py --quick    # few steps: does it run?
+    python benchmarks/certified_training.py --methods interval    # MNIST, epsilon 0.1; 10 minutes on one core
+    python benchmarks/certified_training.py                       # CROWN-IBP beside it; an hour more
+    python benchmarks/certified_training.py --quick               # few steps: does it run?
 
-Interval bound training and CROWN-IBP of a small convolutional network, on 10,000 training digits, each shifted at
-random by up to two pixels; the learning rate and the schedule are fixed, and the network of the last step is the
-result. An accuracy counts digits that are classified right and certified over the whole ball, on the first 1,000
+Interval bound training and CROWN-IBP of a convolutional network, on 10,000 training digits, each shifted at random by
+up to one pixel; the network of the last step is the result. Network, shifts and rates were chosen on 2,000 training
+digits, held out from interval bound training (40 epochs on the other 8,000; certified by CROWN): without shifts 91.0 %,
+with up to one pixel 92.7 %, with twice the filters and four times the hidden units 94.6 %, that with two pixels 93.1 %;
+all but the first with no plain loss left at the end. A network of an earlier version, with two pixels, had had 91.9 %
+of the test digits. An accuracy counts digits that are classified right and certified over the whole ball, on the first 1,000
 digits of the official test set, with inputs in [0, 1] and bounds that hold for float32.
 """
 
@@ -35,19 +39,18 @@ from tfkit.robustness.certification.network import Network
 
 EPSILON, TRAINED_FOR = 0.1, 0.12
 BATCH = 100
-#: 5e-3 at the start certified more than 2e-3 of 1,000 training digits that were held out, in short runs.
-RATES = (5e-3, 1.5e-3, 5e-4)
-#: Chosen before any test digit was seen; the other one stands beside it.
-FIGURES_OF = "crown_ibp"
+RATES = (3e-3, 9e-4, 3e-4)
+#: Chosen before a test digit was seen by these networks; the other one stands beside it.
+FIGURES_OF = "interval"
 METHODS = {"interval": IntervalBoundTraining, "crown_ibp": CrownIBPTraining}
 
 
 def network(seed: int) -> keras.Model:
-    """Two convolutions of stride 2 and a hidden layer: 140,000 weights."""
+    """Two convolutions of stride 2 and a hidden layer: 858,000 weights."""
     keras.utils.set_random_seed(seed)
-    layers = [keras.layers.Conv2D(width, 4, strides=2, activation="relu") for width in (20, 40)]
+    layers = [keras.layers.Conv2D(width, 4, strides=2, activation="relu") for width in (32, 64)]
     return keras.Sequential(
-        [keras.Input((28, 28, 1)), *layers, keras.layers.Flatten(), keras.layers.Dense(128, activation="relu"),
+        [keras.Input((28, 28, 1)), *layers, keras.layers.Flatten(), keras.layers.Dense(512, activation="relu"),
          keras.layers.Dense(10)]
     )  # fmt: skip
 
@@ -56,10 +59,10 @@ def train(method: str, x: np.ndarray, y: np.ndarray, epochs: int, seed: int) -> 
     """Warms up for a tenth of the steps and ramps for half of them; Adam, whose rate falls at the end."""
     steps = epochs * -(-len(x) // BATCH)
     model = network(seed)
-    wrapped = METHODS[method](model, TRAINED_FOR, warmup=steps // 10, ramp=steps // 2)
+    wrapped = METHODS[method](model, TRAINED_FOR, warmup=steps // 10, ramp=steps // 2, kappa=0)
     rate = keras.optimizers.schedules.PiecewiseConstantDecay([steps * 7 // 10, steps * 9 // 10], RATES)
     wrapped.compile(keras.optimizers.Adam(rate))
-    wrapped.fit(Shifted(x, y, seed, BATCH), epochs=epochs, verbose=2, shuffle=False)
+    wrapped.fit(Shifted(x, y, seed, BATCH, pixels=1), epochs=epochs, verbose=2, shuffle=False)
     return model
 
 
@@ -80,8 +83,8 @@ def judge(model: keras.Model, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["crown_ibp", "interval"])
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["interval", "crown_ibp"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cache", type=Path, help="folder that keeps trained networks")
