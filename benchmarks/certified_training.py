@@ -9,8 +9,8 @@ up to one pixel; the network of the last step is the result. Network, shifts and
 digits, held out from interval bound training (40 epochs on the other 8,000; certified by CROWN): without shifts 91.0 %,
 with up to one pixel 92.7 %, with twice the filters and four times the hidden units 94.6 %, that with two pixels 93.1 %;
 all but the first with no plain loss left at the end. A network of an earlier version, with two pixels, had had 91.9 %
-of the test digits. An accuracy counts digits that are classified right and certified over the whole ball, on the first 1,000
-digits of the official test set, with inputs in [0, 1] and bounds that hold for float32.
+of the test digits. An accuracy counts digits that are classified right and certified over the whole ball, on the first
+1,000 digits of the official test set, with inputs in [0, 1] and bounds that hold for float32.
 """
 
 from __future__ import annotations
