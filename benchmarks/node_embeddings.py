@@ -12,7 +12,8 @@ of the edges, held out. Reconstruction: precision at the degree. Directed edges 
 
 Walks are DeepWalk's authors' 80 of 40 nodes on Wiki and BlogCatalog, node2vec's 10 of 80 on the others and for links.
 On BlogCatalog LINE draws 100 edges an edge in place of 200, and only the spectral embedding has more than one
-candidate. GraRep and HOPE, whose work grows with the square of the nodes or faster, leave out the largest graphs. With `--cache` each method's row is kept. Needs $TFKIT_DATA.
+candidate. GraRep and HOPE, whose work grows with the square of the nodes or faster, leave out the largest graphs. With
+`--cache` each method's row is kept. Needs $TFKIT_DATA.
 """
 
 from __future__ import annotations
