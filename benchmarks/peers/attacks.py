@@ -7,8 +7,9 @@ Peers run in an environment of their own (requirements-attacks.txt), on one thre
 processor. One that is not installed is skipped by name. With `--cache`, what is finished is kept, label attacks of
 peers example by example, and a run that was stopped goes on. The examples are test digits that the network gets right.
 
-- PGD with 40 steps of 2.5/40 of the radius from the example itself. Peers are asked twice, and so is tfkit: the second
-  time is compared, the first one, with what is made once, stands beside it.
+- PGD with 40 steps of 2.5/40 of the radius from the example itself, tfkit's with `early_stop`, as `evaluate` has it;
+  with all steps for every example, as peers take them, it stands beside it. All are asked twice: the second time is
+  compared, the first one, with what is made once, stands beside it.
 - Carlini-Wagner L2, 9 values of c with 1000 iterations. Adam's rate, of tfkit and of foolbox, is the one of RATES with
   the least median distance on validation digits. ART's has its own default budget: it is shown and not compared.
 - Label attacks on a `.tflite` file: the nearest adversarial point at each number of queries, every query counted.
@@ -131,9 +132,9 @@ def median(distances: Any) -> float:
 def pgd(bench: Bench, model: keras.Model, x: np.ndarray, y: np.ndarray, files: dict[str, str]) -> dict[str, Any]:
     """Robust accuracy and times of all, by radius."""
 
-    def run() -> dict[str, Any]:
+    def run(early_stop: bool) -> dict[str, Any]:
         # One for both radii, as one would use it.
-        attack = PGD(40, STEP, random_start=False)
+        attack = PGD(40, STEP, random_start=False, early_stop=early_stop)
         rows: dict[str, Any] = {}
         for epsilon in EPSILONS:
             times = []
@@ -145,7 +146,10 @@ def pgd(bench: Bench, model: keras.Model, x: np.ndarray, y: np.ndarray, files: d
             rows[str(epsilon)] = {"robust_accuracy": left, "first_cpu_s": times[0], "cpu_s": times[1]}
         return rows
 
-    rows = {"tfkit": bench.ours("pgd", run)}
+    rows = {
+        "tfkit": bench.ours("pgd", lambda: run(early_stop=True)),
+        "tfkit, all steps": bench.ours("pgd_all_steps", lambda: run(early_stop=False)),
+    }
     for library in LIBRARIES:
         task: dict[str, Any] = {
             "kind": "pgd",
@@ -279,8 +283,12 @@ def figures_of(results: dict[str, Any]) -> dict[str, float]:
         # Of the two radii, the difference that is farther from none, with its sign.
         figures["pgd_robust_accuracy_difference_points"] = max(differences, key=abs)
     if peers:
-        for key, figure in (("cpu_s", "pgd_time_over_fastest"), ("first_cpu_s", "pgd_first_time_over_fastest")):
-            total = [sum(row[e][key] for e in map(str, EPSILONS)) for row in (rows["tfkit"], *peers)]
+        for ours, key, figure in (
+            ("tfkit", "cpu_s", "pgd_time_over_fastest"),
+            ("tfkit", "first_cpu_s", "pgd_first_time_over_fastest"),
+            ("tfkit, all steps", "cpu_s", "pgd_all_steps_time_over_fastest"),
+        ):
+            total = [sum(row[e][key] for e in map(str, EPSILONS)) for row in (rows[ours], *peers)]
             figures[figure] = total[0] / min(total[1:])
     rows = results["carlini_wagner"]
     if "foolbox" in rows:

@@ -85,9 +85,7 @@ def test_recommend_save_and_load(name, log, tmp_path):
         model.save(tmp_path / "model.npz")
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: BPR(8, epochs=60), lambda: WARP(8), lambda: IALS(4), lambda: EASE(5)]
-)
+@pytest.mark.parametrize("make", [lambda: BPR(8, epochs=60), lambda: WARP(8), lambda: IALS(4), lambda: EASE(5)])
 def test_groups_are_found(make, log):
     model = make().fit(log)
     ids = model.recommend(np.arange(40), 4).ids

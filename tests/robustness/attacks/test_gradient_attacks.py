@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfkit.robustness.attacks import FGSM, PGD
+from tfkit.robustness.attacks import FGSM, PGD, AutoPGD
 from tfkit.robustness.attacks.norms import distances, project, random_start
 
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
@@ -100,3 +100,28 @@ def test_bad_input(linear):
         FGSM()(model, x, y, epsilon=-1.0)
     with pytest.raises(ValueError, match="differentiable"):
         FGSM()(lambda points: tf.stop_gradient(model(points)), x, y, epsilon=0.1)
+
+
+@pytest.mark.parametrize("momentum", [None, 1.0])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_early_stop_breaks_the_same_examples_with_fewer_evaluations(linear, momentum, targeted):
+    model, x, y, margin, normal = linear
+    y = 1 - y if targeted else y
+    epsilon = float(np.median(margin / np.abs(normal).sum()))
+    settings = {"momentum": momentum, "targeted": targeted, "bounds": (-9, 9), "batch_size": 7}
+    whole = PGD(20, random_start=False, **settings)(model, x, y, epsilon=epsilon)
+    early = PGD(20, random_start=False, early_stop=True, **settings)(model, x, y, epsilon=epsilon)
+    np.testing.assert_array_equal(early.success, whole.success)
+    assert 0 < early.success.sum() < len(x)
+    # What resists took all steps and ends where it ends without; what breaks does it sooner, and nearer.
+    np.testing.assert_allclose(early.x_adv[~early.success], whole.x_adv[~early.success], atol=1e-6)
+    assert (early.queries[~early.success] == 21).all() and (early.queries[early.success] < 21).all()
+    assert (early.distance[early.success] <= whole.distance[early.success] + 1e-6).all()
+
+
+def test_early_stop_ends_when_nobody_is_left(linear):
+    model, x, y, *_ = linear
+    result = PGD(10, early_stop=True, bounds=(-9, 9))(model, x, y, epsilon=5.0)
+    assert result.success.all() and (result.queries < 10).all()
+    with pytest.raises(ValueError, match="early_stop"):
+        AutoPGD(10, early_stop=True)

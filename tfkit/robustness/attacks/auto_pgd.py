@@ -60,6 +60,8 @@ class AutoPGD(PGD):
         **settings: Any,
     ) -> None:
         super().__init__(steps, relative_step=2.0, restarts=restarts, **settings)
+        if self.early_stop:
+            raise checks.error("early_stop", "False for Auto-PGD", True, "PGD has it.")
         self.loss = checks.choice("loss", loss, LOSSES)
         self.target_classes = checks.integer("target_classes", target_classes, 1)
         if self.targeted and loss != "cross_entropy":
@@ -88,7 +90,8 @@ class AutoPGD(PGD):
             return sign * values, sign * margin(logits, y) > 0
 
         start = random_start(tf.shape(x), epsilon, self.norm, seed) if self.random_start else tf.zeros_like(x)
-        return self._climb(loss, x, x + start, epsilon)
+        found, broken = self._climb(loss, x, x + start, epsilon)
+        return found, broken, tf.fill(tf.shape(y), self.evaluations)
 
     def _climb(self, loss: Callable[[Any], Any], x: Any, start: Any, epsilon: Any) -> tuple[Any, Any]:
         looks = checkpoints(self.steps)

@@ -178,7 +178,7 @@ def converged(
         return Finding("converged", True, "Nothing stands.")
     more = PGD(
         2 * pgd.steps, restarts=2 * pgd.restarts, norm=pgd.norm, bounds=pgd.bounds, seed=pgd.seed + 1,
-        samples=pgd.samples, batch_size=pgd.batch_size,
+        samples=pgd.samples, batch_size=pgd.batch_size, early_stop=pgd.early_stop,
     )  # fmt: skip
     found = more(model, x[standing], y[standing], epsilon=radii[level]).success.sum() / len(chosen)
     detail = f"Twice the steps and restarts break {found:.1%} more at epsilon {radii[level]:.4g}."

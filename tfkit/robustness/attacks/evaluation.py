@@ -70,7 +70,7 @@ def evaluate(
     gradient = {**settings, "samples": samples}
     logits = as_logits(model)
     x, y = np.asarray(x, np.float32), np.asarray(y)
-    pgd = PGD(steps, restarts=restarts, **gradient)
+    pgd = PGD(steps, restarts=restarts, early_stop=True, **gradient)
     x, y = pgd._checked(x, y)
     answers = pgd._logits(logits, x)
     check_logits(answers, len(x))

@@ -124,6 +124,71 @@ def climb(
     return tf.stop_gradient(points)
 
 
+def climb_until_broken(
+    loss: Callable[[Any, Any], Any],
+    x: Any,
+    start: Any,
+    epsilon: Any,
+    step_size: Any,
+    steps: Any,
+    norm: str,
+    bounds: tuple[float, float],
+    *,
+    momentum: float | None = None,
+) -> tuple[Any, Any, Any]:
+    """Climbs as `climb` with `keep_best`, but a row leaves the batch at the first point that breaks it.
+
+    Args:
+        loss: from points of the rows still there, (rows, ...), and their numbers, (rows,), to values and to which rows
+            are broken, both (rows,).
+        x, start, epsilon, step_size, steps, norm, bounds, momentum: as for `climb`.
+
+    Returns:
+        Points, like `x`, constant for gradients; which rows are broken, (batch,); and how often the loss of each was
+        taken, (batch,).
+    """
+
+    def inside(points: Any, centre: Any) -> Any:
+        return tf.clip_by_value(centre + project(points - centre, epsilon, norm), *bounds)
+
+    def noted(kept: tuple[Any, ...], which: Any, points: Any) -> tuple[Any, ...]:
+        """Returns `kept` with these points where they are better, which rows they break, and the slope there."""
+        (values, hit), gradient = slope(lambda points: loss(points, which), points)
+        found, highest, broken, taken = kept
+        better = hit | ~(values <= tf.gather(highest, which))
+        places = tf.boolean_mask(which, better)[:, tf.newaxis]
+        kept = (
+            tf.tensor_scatter_nd_update(found, places, tf.boolean_mask(points, better)),
+            tf.tensor_scatter_nd_update(highest, places, tf.boolean_mask(values, better)),
+            tf.tensor_scatter_nd_update(broken, which[:, tf.newaxis], hit),
+            tf.tensor_scatter_nd_add(taken, which[:, tf.newaxis], tf.ones_like(which)),
+        )
+        return kept, hit, gradient
+
+    def body(step: Any, which: Any, centre: Any, points: Any, past: Any, kept: tuple[Any, ...]) -> tuple[Any, ...]:
+        kept, hit, gradient = noted(kept, which, points)
+        stay = tf.where(~hit)[:, 0]
+        which, centre, points, gradient = (tf.gather(array, stay) for array in (which, centre, points, gradient))
+        if momentum is not None:
+            size = tf.reduce_sum(tf.abs(gradient), axis=list(range(1, len(gradient.shape))), keepdims=True)
+            gradient = past = momentum * tf.gather(past, stay) + tf.math.divide_no_nan(gradient, size)
+        return step + 1, which, centre, inside(points + step_size * steepest(gradient, norm), centre), past, kept
+
+    start = inside(start, x)
+    batch = tf.shape(x)[:1]
+    kept = (start, tf.fill(batch, -np.inf), tf.fill(batch, False), tf.zeros(batch, tf.int32))
+    past = tf.zeros_like(start) if momentum is not None else tf.constant(0.0)
+    many, few = tf.TensorShape((None, *x.shape[1:])), tf.TensorShape((None,))
+    _, which, _, points, _, kept = tf.while_loop(
+        lambda step, which, *_: (step < steps) & (tf.size(which) > 0), body,
+        (0, tf.range(batch[0]), x, start, past, kept),
+        shape_invariants=(tf.TensorShape(()), few, many, many, many if momentum is not None else tf.TensorShape(()),
+                          (many, few, few, few)),
+    )  # fmt: skip
+    found, _, broken, taken = tf.cond(tf.size(which) > 0, lambda: noted(kept, which, points)[0], lambda: kept)
+    return tf.stop_gradient(found), broken, taken
+
+
 class GradientAttack(Attack):
     """Base of attacks that follow gradients.
 

@@ -4,7 +4,8 @@ Paper: Madry, Makelov, Schmidt, Tsipras, Vladu. Towards Deep Learning Models Res
 2018, https://arxiv.org/abs/1706.06083
 
 Differs: L2 and L1 balls as well; of a climb, the point with the highest loss is kept, and one that breaks the example
-before any that does not; examples that a start has broken leave the batch before the next one.
+before any that does not, or, with `early_stop`, the first that does; examples that a start has broken leave the batch
+before the next one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkit.internal import checks
-from tfkit.robustness.attacks.gradients import GradientAttack, climb, cross_entropy, margin
+from tfkit.robustness.attacks.gradients import GradientAttack, climb, climb_until_broken, cross_entropy, margin
 from tfkit.robustness.attacks.norms import random_start
 
 #: The loss of a broken example ranks above every loss of one that stands.
@@ -32,6 +33,8 @@ class PGD(GradientAttack):
         restarts: starts; an example keeps the first that breaks it.
         random_start: whether to start at a uniform point of the ball; else at the example.
         momentum: decay of past gradients; None for none: see `MomentumIterative`.
+        early_stop: whether an example leaves at the first point that breaks it: the same examples are broken, in a
+            fraction of the time, by points just beyond the boundary.
         **settings: of `GradientAttack` and `Attack`.
     """
 
@@ -42,6 +45,7 @@ class PGD(GradientAttack):
         restarts: int = 1,
         random_start: bool = True,
         momentum: float | None = None,
+        early_stop: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -50,11 +54,12 @@ class PGD(GradientAttack):
         self.restarts = checks.integer("restarts", restarts, 1)
         self.random_start = bool(random_start)
         self.momentum = None if momentum is None else checks.number("momentum", momentum, 0)
+        self.early_stop = bool(early_stop)
         if self.restarts > 1 and not self.random_start:
             raise checks.error("restarts", "1 without random starts", restarts, "Pass random_start=True.")
 
     def search(self, model: Callable[[Any], Any], x: Any, y: Any, epsilon: Any, seed: Any, restart: Any) -> Any:
-        """Returns the best point of one start for each row, and whether it breaks it, in TensorFlow operations.
+        """Returns the best point of one start for each row, whether it breaks it, and the forward evaluations it took.
 
         Args:
             model: to logits.
@@ -65,22 +70,32 @@ class PGD(GradientAttack):
         """
         sign = -1.0 if self.targeted else 1.0
 
-        def loss(points: Any) -> tuple[Any, Any]:
+        def values_and_broken(points: Any, y: Any) -> tuple[Any, Any]:
             values, logits = self.mean_over_draws(cross_entropy, model, points, y)
-            values *= sign
-            return values, values + tf.where(sign * margin(logits, y) > 0, BROKEN, 0.0)
+            return sign * values, sign * margin(logits, y) > 0
 
         start = x + random_start(tf.shape(x), epsilon, self.norm, seed) if self.random_start else x
         step_size = epsilon * self.relative_step
+        if self.early_stop:
+            found, broken, taken = climb_until_broken(
+                lambda points, which: values_and_broken(points, tf.gather(y, which)),
+                x, start, epsilon, step_size, self.steps, self.norm, self.bounds, momentum=self.momentum,
+            )  # fmt: skip
+            return found, broken, taken * self.samples
+
+        def loss(points: Any) -> tuple[Any, Any]:
+            values, broken = values_and_broken(points, y)
+            return values, values + tf.where(broken, BROKEN, 0.0)
+
         found, rank = climb(
             loss, x, start, epsilon, step_size, self.steps, self.norm, self.bounds,
             keep_best=True, momentum=self.momentum,
         )  # fmt: skip
-        return found, rank > BROKEN / 2
+        return found, rank > BROKEN / 2, tf.fill(tf.shape(y), self.evaluations)
 
     @property
     def evaluations(self) -> int:
-        """Forward evaluations of an example by one start."""
+        """Forward evaluations of an example by one start that takes all steps."""
         return (self.steps + 1) * self.samples
 
     def starts(self, classes: int) -> int:
@@ -103,7 +118,7 @@ class PGD(GradientAttack):
                     tf.TensorSpec((), tf.int32),
                 ]
             )
-            def attack(x: Any, y: Any, epsilon: Any, seed: Any, restart: Any) -> tuple[Any, Any]:
+            def attack(x: Any, y: Any, epsilon: Any, seed: Any, restart: Any) -> tuple[Any, Any, Any]:
                 return self.search(model, x, y, epsilon, seed, restart)
 
             return attack
@@ -115,10 +130,10 @@ class PGD(GradientAttack):
             broken = np.zeros(len(left), bool)
             for at in range(0, len(left), self.batch_size):
                 part = left[at : at + self.batch_size]
-                found, success = attack(x[part], y[part], epsilon, (self.seed, restart * len(x) + at), restart)
+                found, success, taken = attack(x[part], y[part], epsilon, (self.seed, restart * len(x) + at), restart)
                 x_adv[part], broken[at : at + self.batch_size] = found.numpy(), success.numpy()
+                queries[part] += taken.numpy()
                 self.tell(restart * len(x) + at + len(part), starts * len(x))
-            queries[left] += self.evaluations
             left = left[~broken]
             if not len(left):
                 break

@@ -62,11 +62,13 @@ class VideoPGD(PGD):
 
     def __init__(self, perturbation: str = "per-frame", frames: int | None = None, **settings: Any) -> None:
         super().__init__(**settings)
+        if self.early_stop:
+            raise checks.error("early_stop", "False for clips", True, "PGD has it.")
         self.perturbation = checks.choice("perturbation", perturbation, PERTURBATIONS)
         self.frames = None if frames is None else checks.integer("frames", frames, 1)
 
     def search(self, model: Callable[[Any], Any], x: Any, y: Any, epsilon: Any, seed: Any, restart: Any) -> Any:
-        """Returns the best clip of one start for each row, and whether it breaks it: see `PGD.search`."""
+        """Returns the best clip of one start for each row, whether it breaks it, and evaluations: see `PGD.search`."""
         sign = -1.0 if self.targeted else 1.0
         shape, row = tf.shape(x), x.shape[2:]
         wide = (-1, 1, *row)  # A frame, or one perturbation, a row.
@@ -99,7 +101,8 @@ class VideoPGD(PGD):
             loss, origin, start, epsilon, epsilon * self.relative_step, self.steps, self.norm, box,
             keep_best=True, momentum=self.momentum,
         )  # fmt: skip
-        return clips(found - origin), tf.reshape(rank, (shape[0], per_clip))[:, 0] > BROKEN / 2
+        broken = tf.reshape(rank, (shape[0], per_clip))[:, 0] > BROKEN / 2
+        return clips(found - origin), broken, tf.fill(shape[:1], self.evaluations)
 
     def _mask(self, model: Callable[[Any], Any], x: Any, y: Any, sign: float) -> Any:
         if self.frames is None:
