@@ -176,7 +176,10 @@ def measure(name: str, graph: graphs.Graph, makers: tuple[Maker, ...], repeats: 
 
 
 def statistics(graph: graphs.Graph) -> dict[str, float]:
-    """What the rule may look at: size, degrees, triangles, labels that agree along edges, spectral decay."""
+    """What the rule may look at: size, degrees, triangles, and how often labels agree over one edge, and over two.
+
+    The last is of 200,000 pairs of labelled nodes with a neighbour in common: a bipartite graph has it, too.
+    """
     matrix = graph.adjacency
     pattern = matrix.astype(bool).astype("float64")
     triangles = float((pattern @ pattern).multiply(pattern).sum())
@@ -185,29 +188,49 @@ def statistics(graph: graphs.Graph) -> dict[str, float]:
     marked = label_matrix(graph.labels)
     pairs = graph.edges()
     known = marked[pairs].any(axis=2).all(axis=1)
-    agree = (marked[pairs[known, 0]] & marked[pairs[known, 1]]).any(axis=1).mean() if known.any() else 0.0
-    return {
+    found = {
         "nodes": graph.num_nodes,
         "mean_degree": round(float(degrees.mean()), 2),
         "degree_variation": round(float(degrees.std() / max(degrees.mean(), 1e-9)), 3),
         "clustering": round(triangles / max(wedges, 1.0), 4),
-        "homophily": round(float(agree), 3),
+        "homophily_at_two": round(agreement(marked, *shared_neighbour(graph, marked.any(axis=1), 200_000)), 3),
     }
+    return found | ({"homophily": round(agreement(marked, *pairs[known].T), 3)} if known.any() else {})
+
+
+def agreement(marked: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+    """Returns how many of the pairs have a label in common."""
+    return float((marked[first] & marked[second]).any(axis=1).mean())
+
+
+def shared_neighbour(graph: graphs.Graph, labelled: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the two ends of paths of two edges through a node, which is as likely as it has edges."""
+    rng, matrix = np.random.default_rng(0), graph.adjacency
+    degrees = np.diff(matrix.indptr)
+    middle = rng.choice(graph.num_nodes, count, p=degrees / degrees.sum())
+    ends = [matrix.indices[matrix.indptr[middle] + rng.integers(0, degrees[middle])] for _ in range(2)]
+    usable = labelled[ends[0]] & labelled[ends[1]] & (ends[0] != ends[1])
+    return ends[0][usable], ends[1][usable]
 
 
 def rule(table: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A rule on one statistic, cross-validated by leaving each graph out: what it loses against the best method.
 
     A stump on each statistic names the method of the best mean micro-F1 at 50 % on either side of its median; the
-    statistic is chosen on the graphs that are left in. Beside it: always the method that is best on average.
+    statistic is chosen on the graphs that are left in. Beside it: always the method that is best on average. Methods
+    and statistics are those that every graph has.
     """
     names = [name for name in table if len(table[name]["methods"]) > 1]
-    score = {name: {m: row["micro_f1_50"] for m, row in table[name]["methods"].items()} for name in names}
-    keys = list(table[names[0]]["statistics"]) if names else []
+    methods = set.intersection(*(set(table[name]["methods"]) for name in names)) if names else set()
+    score = {name: {m: table[name]["methods"][m]["micro_f1_50"] for m in sorted(methods)} for name in names}
+    keys = [
+        key
+        for key in (table[names[0]]["statistics"] if names else ())
+        if all(key in table[n]["statistics"] for n in names)
+    ]
 
     def favourite(chosen: list[str]) -> str:
-        shared = set.intersection(*(set(score[name]) for name in chosen))
-        return max(sorted(shared), key=lambda m: np.mean([score[n][m] - max(score[n].values()) for n in chosen]))
+        return max(score[names[0]], key=lambda m: np.mean([score[n][m] - max(score[n].values()) for n in chosen]))
 
     def predict(chosen: list[str], key: str, name: str) -> str:
         cut = float(np.median([table[n]["statistics"][key] for n in chosen]))
@@ -215,7 +238,7 @@ def rule(table: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return favourite(side or chosen)
 
     def loss(name: str, method: str) -> float:
-        return max(score[name].values()) - score[name].get(method, 0.0)
+        return max(score[name].values()) - score[name][method]
 
     rows = []
     for name in names if len(names) > 2 else []:
@@ -231,7 +254,8 @@ def rule(table: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 "points_lost_by_one_for_all": round(loss(name, favourite(rest)), 2),
             }
         )
-    return {"rule": rows}
+    best = {name: max(score[name], key=score[name].__getitem__) for name in names}
+    return {"rule": [{"best": best[row["graph"]], **row} for row in rows]}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -275,14 +299,25 @@ def main(arguments: list[str] | None = None) -> None:
                 figures[f"{name.lower()}_micro_f1_{share}"] = row[name][f"micro_f1_{share}"]
     for name, row in results.get("wiki", {}).get("methods", {}).items():
         figures[f"wiki_{name.lower()}_micro_f1_50"] = row["micro_f1_50"]
+    found_rule = rule(results)
+    for row in found_rule["rule"]:
+        say(str(row))
+    for key in ("points_lost", "points_lost_by_one_for_all"):
+        if found_rule["rule"]:
+            figures[f"rule_{key}"] = float(np.mean([row[key] for row in found_rule["rule"]]))
     common.write_result(
         common.RESULTS / "node_embeddings.json",
         figures,
         title="Node embeddings compared",
         about="128 dimensions. Micro- and macro-F1 in percent at 10, 50 and 90 % of the labels (one-vs-rest logistic "
         "regression, mean over `splits` random ones), AUC of links on held-out edges, precision of the reconstruction "
-        "at the degree. Scaling, penalty and candidate settings were chosen inside the first tenth of the nodes.",
-        results={**results, **rule(results)},
+        "at the degree. Scaling, penalty and candidate settings were chosen inside the first tenth of the nodes. "
+        "BlogCatalog has 3 orders of nodes, not 5, half of LINE's edges and one candidate of each method but the "
+        "spectral one. GraRep is left out above 6,000 nodes, HOPE above 8,000. MovieLens' labels are genres of films: "
+        "no edge joins two, so that homophily is given over two edges as well. The rule is a stump on one statistic, "
+        "over methods that every graph has, each graph left out in turn: micro-F1 points lost against the best method, "
+        "beside always taking the one that is best on the others.",
+        results={**results, **found_rule},
         versions=common.versions("numpy", "scipy", "numba"),
     )
 
