@@ -125,3 +125,12 @@ def test_early_stop_ends_when_nobody_is_left(linear):
     assert result.success.all() and (result.queries < 10).all()
     with pytest.raises(ValueError, match="early_stop"):
         AutoPGD(10, early_stop=True)
+
+
+def test_of_broken_points_the_one_with_the_highest_loss_is_kept():
+    """Losses that differ by less than float32 tells apart beside a million."""
+    weights = tf.constant([[0.01, -0.01]])
+    model = lambda points: tf.matmul(points, weights)  # noqa: E731
+    x, y = np.full((1, 1), 0.1, np.float32), np.array([0])
+    result = PGD(10, random_start=False, bounds=(-1, 1))(model, x, y, epsilon=0.5)
+    np.testing.assert_allclose(result.x_adv, [[-0.4]], atol=1e-6)

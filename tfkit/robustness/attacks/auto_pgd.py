@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfkit.internal import checks
 from tfkit.robustness.attacks.gradients import cross_entropy, dlr, margin, rows, slope, targeted_dlr
 from tfkit.robustness.attacks.norms import project, random_start, steepest
-from tfkit.robustness.attacks.pgd import BROKEN, PGD
+from tfkit.robustness.attacks.pgd import BROKEN, PGD, ranks
 
 LOSSES = ("cross_entropy", "dlr", "targeted_dlr")
 #: Share of the new step, the other is that of the last move; share of rising steps below which the step halves.
@@ -113,7 +113,7 @@ class AutoPGD(PGD):
             gain = ~(new_value <= highest)
             best, best_slope = tf.where(rows(gain, x), new, best), tf.where(rows(gain, x), new_slope, best_slope)
             highest = tf.where(gain, new_value, highest)
-            new_rank = new_value + tf.where(broken, BROKEN, 0.0)
+            new_rank = ranks(new_value, broken)
             better = ~(new_rank <= rank)
             kept, rank = tf.where(rows(better, x), new, kept), tf.where(better, new_rank, rank)
             # The step size, at a checkpoint only.
@@ -134,7 +134,7 @@ class AutoPGD(PGD):
 
         start = inside(start)
         (value, broken), gradient = slope(loss, start)
-        rank = value + tf.where(broken, BROKEN, 0.0)
+        rank = ranks(value, broken)
         batch = tf.shape(x)[:1]
         state = (start, gradient, value, start, rank, value, gradient, tf.zeros(batch), tf.fill(batch, True), value)
         size = tf.fill(batch, self.relative_step * epsilon)

@@ -79,7 +79,7 @@ def climb(
 
     Args:
         loss: from points, (batch, ...), to a value for each row, (batch,), or a scalar that is a sum or mean over rows;
-            with `keep_best`, a pair: the values and the rank by which points are kept, both (batch,).
+            with `keep_best`, a pair: the values and the rank by which points are kept, float64, both (batch,).
         x: (batch, ...), centres of the balls.
         start: (batch, ...), where the climb begins; projected first.
         epsilon, norm: of the balls.
@@ -114,7 +114,7 @@ def climb(
     # What is not asked for is a scalar that passes through.
     past = tf.zeros_like(start) if momentum is not None else tf.constant(0.0)
     best = start if keep_best else tf.constant(0.0)
-    highest = tf.fill(tf.shape(start)[:1], -np.inf) if keep_best else tf.constant(0.0)
+    highest = tf.fill(tf.shape(start)[:1], np.float64(-np.inf)) if keep_best else tf.constant(0.0)
     state = (0, start, past, best, highest)
     shapes = tuple(x.shape if at == 1 else tf.TensorShape(getattr(s, "shape", ())) for at, s in enumerate(state))
     _, points, _, best, highest = tf.while_loop(lambda step, *_: step < steps, body, state, shape_invariants=shapes)

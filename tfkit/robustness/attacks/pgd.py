@@ -24,6 +24,11 @@ from tfkit.robustness.attacks.norms import random_start
 BROKEN = 1e6
 
 
+def ranks(values: Any, broken: Any) -> Any:
+    """Returns by what points are kept, (batch,), in float64: in float32 a loss beside `BROKEN` loses its digits."""
+    return tf.cast(values, tf.float64) + tf.where(broken, tf.constant(BROKEN, tf.float64), 0.0)
+
+
 class PGD(GradientAttack):
     """Projected gradient ascent on the cross-entropy.
 
@@ -85,7 +90,7 @@ class PGD(GradientAttack):
 
         def loss(points: Any) -> tuple[Any, Any]:
             values, broken = values_and_broken(points, y)
-            return values, values + tf.where(broken, BROKEN, 0.0)
+            return values, ranks(values, broken)
 
         found, rank = climb(
             loss, x, start, epsilon, step_size, self.steps, self.norm, self.bounds,

@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfkit.internal import checks
 from tfkit.robustness.attacks.gradients import climb, cross_entropy, margin, slope
 from tfkit.robustness.attacks.norms import random_start
-from tfkit.robustness.attacks.pgd import BROKEN, PGD
+from tfkit.robustness.attacks.pgd import BROKEN, PGD, ranks
 
 PERTURBATIONS = ("per-frame", "shared")
 #: The order of the dual norm: what a step of length 1 gains of a linear function.
@@ -90,7 +90,7 @@ class VideoPGD(PGD):
         def loss(points: Any) -> tuple[Any, Any]:
             values, logits = self.mean_over_draws(cross_entropy, model, clips(points - origin), y)
             values *= sign
-            rank = values + tf.where(sign * margin(logits, y) > 0, BROKEN, 0.0)
+            rank = ranks(values, sign * margin(logits, y) > 0)
             # The frames of a clip are kept or left together.
             return values, tf.repeat(rank, per_clip)
 
