@@ -22,10 +22,12 @@ class SignOPT(RayAttack):
 
     Args:
         samples: signs an estimate.
+        smoothing: first length of the perturbations. Ten times the paper's: g is known to 1e-4 of its length, beside
+            which what shorter ones change is lost.
         **settings: of `RayAttack`.
     """
 
-    def __init__(self, samples: int = 200, smoothing: float = 0.001, **settings: Any) -> None:
+    def __init__(self, samples: int = 200, smoothing: float = 0.01, **settings: Any) -> None:
         super().__init__(smoothing=smoothing, **settings)
         self.samples = checks.integer("samples", samples, 1)
 
