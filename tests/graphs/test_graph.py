@@ -148,6 +148,52 @@ def test_objects_of_other_libraries():
     np.testing.assert_array_equal(again.features, graph.features)
 
 
+def molecule(y, nodes=3, **more):
+    """What PyG and Spektral hold of a path of `nodes` nodes, with labels `y`."""
+    path = np.arange(nodes)
+    edges = np.stack([np.r_[path[:-1], path[1:]], np.r_[path[1:], path[:-1]]])
+    adjacency = np.zeros((nodes, nodes), "float32")
+    adjacency[edges[0], edges[1]] = 1
+    x = np.ones((nodes, 2), "float32")
+    pyg = types.SimpleNamespace(num_nodes=nodes, x=x, edge_index=edges, y=None if y is None else np.asarray(y), **more)
+    return pyg, types.SimpleNamespace(a=adjacency, x=x, y=pyg.y, e=None)
+
+
+@pytest.mark.parametrize(
+    ("y", "label"),
+    [([1], 1), ([[1]], 1), ([0.5], 0.5), ([[0.5]], 0.5), ([[0.0, 1.0]], [0, 1]), (1, 1), (True, 1)],
+)
+def test_one_row_of_labels_is_of_the_whole_graph(y, label):
+    graph = graphs.from_pyg(molecule(y)[0])
+    assert graph.labels is None
+    np.testing.assert_array_equal(graph.label, label)
+    again = graphs.from_pyg(types.SimpleNamespace(num_nodes=3, **graphs.to_pyg_arrays(graph)))
+    np.testing.assert_array_equal(again.label, label)
+    assert type(again.label) is type(graph.label)
+    if np.ndim(y) < 2:
+        np.testing.assert_array_equal(graphs.from_spektral(molecule(y)[1]).label, label)
+
+
+def test_labels_of_nodes_and_of_graphs_are_told_apart():
+    pyg, spektral = molecule([0, 1, 0])
+    np.testing.assert_array_equal(graphs.from_pyg(pyg).labels, [0, 1, 0])
+    np.testing.assert_array_equal(graphs.from_spektral(spektral).labels, [0, 1, 0])
+    np.testing.assert_array_equal(graphs.from_pyg(molecule([[0], [1], [0]])[0]).labels, [0, 1, 0])
+    # As many classes as nodes: only the reader knows.
+    one_hot = graphs.from_spektral(spektral, level="graph")
+    assert one_hot.labels is None
+    np.testing.assert_array_equal(one_hot.label, [0, 1, 0])
+    # A single node.
+    single = molecule([1], 1)[0]
+    assert graphs.from_pyg(single).label == 1 and graphs.from_pyg(single, level="node").labels[0] == 1
+    with pytest.raises(ValueError, match=r"one row.*level=\"node\""):
+        graphs.from_pyg(molecule([[0], [1], [0]])[0], level="graph")
+    with pytest.raises(ValueError, match="level"):
+        graphs.from_pyg(pyg, level="edge")
+    with pytest.raises(ValueError, match="label"):
+        graphs.Graph.from_edges([(0, 1)], label="toxic")
+
+
 def test_named_graphs(shared_data):
     cora = graphs.load("cora")
     assert (cora.num_nodes, cora.num_edges, cora.features.shape[1], cora.num_classes) == (2708, 5278, 1433, 7)

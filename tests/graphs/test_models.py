@@ -117,6 +117,47 @@ def test_a_batch_of_graphs_is_block_diagonal_and_sums_by_graph():
         graphs.batch_graphs([])
 
 
+def test_a_batch_takes_the_labels_of_its_graphs():
+    parts = [ring(4, False, 0), ring(6, True, 1)]
+    labelled = [part.with_(label=i) for i, part in enumerate(parts)]
+    batch = graphs.batch_graphs(labelled)
+    np.testing.assert_array_equal(batch.labels, [0, 1])
+    assert batch.labels.dtype == np.int32
+    np.testing.assert_array_equal(graphs.batch_graphs(labelled, [1, 1]).labels, [1, 1])
+    assert graphs.batch_graphs(parts).labels is None
+    rows = graphs.batch_graphs([part.with_(label=np.array([i, 0.5])) for i, part in enumerate(parts)])
+    np.testing.assert_array_equal(rows.labels, [[0, 0.5], [1, 0.5]])
+    floats = graphs.batch_graphs([parts[0].with_(label=1), parts[1].with_(label=0.5)])
+    np.testing.assert_array_equal(floats.labels, [1, 0.5])
+    for odd in (parts[1], parts[1].with_(label=np.ones(2))):
+        with pytest.raises(ValueError, match=r'graphs\[1\].label.*level="graph"'):
+            graphs.batch_graphs([labelled[0], odd])
+    with pytest.raises(ValueError, match="each of 2 graphs"):
+        graphs.batch_graphs(parts, [0])
+
+
+def test_features_that_are_not_finite_are_named_and_no_learning_rate(blocks, tmp_path):
+    broken = np.array(blocks.features)
+    broken[17, 2] = np.nan
+    np.save(tmp_path / "features.npy", broken)
+    mapped = blocks.with_(features=np.load(tmp_path / "features.npy", mmap_mode="r"))
+    with pytest.raises(ValueError, match="Row 17 holds NaN"):
+        graphs.train_nodes(graphs.GCN(3), mapped, epochs=1)
+    with pytest.raises(ValueError, match="Row 17 holds NaN"):
+        graphs.NodeModel(graphs.GCN(3), mapped)
+    sampler = graphs.NeighbourSampler(mapped, [2, 2], 40)
+    whole = [batch for batch in sampler.batches(0) if 17 in batch.inputs]
+    with pytest.raises(ValueError, match="Row 17 holds NaN"):
+        whole[0].tensors(mapped.features)
+    model = graphs.GraphSAGE(3, 8)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(Exception, match="Row 17 holds NaN"):
+        model.fit(graphs.sampled_dataset(sampler, mapped), verbose=0)
+    inputs = (tf.constant(broken), graphs.to_tensor(graphs.gcn_normalize(blocks.adjacency)))
+    with pytest.raises(ValueError, match=r"inputs \(features\)"):
+        graphs.train_nodes(graphs.GCN(3), blocks, epochs=1, inputs=inputs)
+
+
 def test_graph_classification_through_fit(tmp_path):
     parts = [ring(5 + i % 4, bool(i % 2), i) for i in range(24)]
     batch = graphs.batch_graphs(parts, np.arange(24) % 2)
