@@ -15,6 +15,7 @@ MODELS = {
     "SGC": lambda: graphs.SGC(3, seed=1),
     "APPNP": lambda: graphs.APPNP(3, 8, 3, seed=1, l2=0.0),
     "GCNII": lambda: graphs.GCNII(3, 8, 4, seed=1, dropout=0.2),
+    "DeepGCN, batch norm": lambda: graphs.DeepGCN(3, 8, 4, residual=True, batch_norm=True, seed=1),
     "DeepGCN": lambda: graphs.DeepGCN(3, 8, 4, residual=True, pair_norm=1.0, jump="max", seed=1),
 }
 
@@ -42,6 +43,22 @@ def test_a_model_learns_repeats_and_is_saved(name, blocks, inputs, tmp_path):
         again = MODELS[name]()
         graphs.train_nodes(again, blocks, epochs=15, learning_rate=0.1, inputs=inputs)
         np.testing.assert_array_equal(again(inputs), model(inputs))
+
+
+def test_32_layers_need_a_norm(blocks, inputs):
+    """The sums of residual connections grow with every layer, and PairNorm must hold each row, not their mean."""
+    plain = graphs.DeepGCN(3, 32, 32, residual=True, seed=0)
+    normed = graphs.DeepGCN(3, 32, 32, residual=True, batch_norm=True, seed=0)
+    spread = [float(tf.reduce_mean(tf.abs(model(inputs, training=True)))) for model in (plain, normed)]
+    assert spread[1] < 15 and spread[0] > 10 * spread[1]
+    graphs.train_nodes(normed, blocks, epochs=30, restore="last", inputs=inputs)
+    assert graphs.accuracy(normed, blocks, "train", inputs) > 0.9
+    rows = graphs.DeepGCN(3, 8, 3, pair_norm=1.5, individually=True, seed=0)
+    rows(inputs)
+    hidden = rows.norms[1](tf.random.normal((5, 8), seed=0))
+    np.testing.assert_allclose(tf.norm(hidden, axis=1), 1.5, rtol=1e-4)
+    with pytest.raises(ValueError, match="beside a PairNorm"):
+        graphs.DeepGCN(3, pair_norm=1.0, batch_norm=True)
 
 
 def test_fit_does_what_the_compiled_loop_does(blocks, inputs):
