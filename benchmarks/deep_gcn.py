@@ -126,8 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
         common.RESULTS / "deep_gcn.json",
         figures,
         title="Deep graph convolution",
-        about="Test accuracy in percent on Cora's public split by depth; at 2, 4 and 32 layers of GCN and GCNII, and at "
-        "32 of PairNorm of each row with dropout 0.2, the mean over the seeds, elsewhere one run. Beside it for 32 "
+        about="Test accuracy in percent on Cora's public split by depth; at 2, 4 and 32 layers of GCN and GCNII, and "
+        "at 32 of PairNorm of each row with dropout 0.2, the mean over the seeds, elsewhere one run. Beside it for 32 "
         "layers the accuracy on the training nodes, and the loss before the first step: where the former is low the "
         "network could not be trained. Residual sums grow with every layer until batch normalisation holds them; "
         "PairNorm needs each row's own norm (the paper's PN-SI) and less dropout, whose noise every layer adds to.",

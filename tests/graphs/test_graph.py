@@ -68,6 +68,20 @@ def test_bad_input_is_refused(edges, settings_, message):
         graphs.Graph.from_edges(edges, **settings_)
 
 
+def test_lists_and_truth_values_are_arrays():
+    graph = graphs.Graph.from_edges([(0, 1)], features=[[1, 2], [3, 4]], labels=[True, False])
+    np.testing.assert_array_equal(graph.features, [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(graph.labels, [1, 0])
+    assert graph.with_(labels=[1, 0]).labels.dtype == np.int32
+    with pytest.raises(ValueError, match=r"np.unique\(labels"):
+        graph.with_(labels=["left", "right"])
+    for features in ([[1, 2], [3]], 5):
+        with pytest.raises(ValueError, match=r"\(2, dimensions\)"):
+            graph.with_(features=features)
+    with pytest.raises(ValueError, match="from_networkx"):
+        graphs.Graph.from_edges([("a", "b")])
+
+
 def test_a_graph_is_read_only(square):
     with pytest.raises(AttributeError):
         square.name = "other"
@@ -132,6 +146,12 @@ def test_networkx_round_trip():
     assert back[0][1]["weight"] == source[0][1]["weight"]
     with pytest.raises(ValueError, match="attribute 'x'"):
         graphs.from_networkx(source, feature="x")
+    networkx.set_node_attributes(source, {node: node / 2 for node in source}, "x")
+    assert graphs.from_networkx(source, feature="x").features.shape == (34, 1)
+    source[0][1]["weight"] = None
+    with pytest.raises(ValueError, match="number at every edge"):
+        graphs.from_networkx(source)
+    assert graphs.from_networkx(source, weight="").adjacency.max() == 1
 
 
 def test_objects_of_other_libraries():

@@ -92,6 +92,8 @@ def test_training_says_what_is_missing(blocks, inputs):
         graphs.train_nodes(model, blocks.with_(splits={"train": [0]}), inputs=inputs)
     with pytest.raises(ValueError, match="no label"):
         graphs.train_nodes(model, blocks.with_(labels=np.full(240, -1)), inputs=inputs)
+    with pytest.raises(ValueError, match=r"classes 0 to 2.*num_classes"):
+        graphs.train_nodes(graphs.GCN(2), blocks, inputs=inputs)
     with pytest.raises(ValueError, match="features"):
         graphs.inputs_of(blocks.with_(features=None))
     with pytest.raises(ValueError, match="adjacencies"):

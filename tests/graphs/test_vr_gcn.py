@@ -127,6 +127,8 @@ def test_bad_input(graph):
         graphs.VRGCN(graphs.GCN(3, layers=1), graph)
     with pytest.raises(ValueError, match="split"):
         graphs.VRGCN(graphs.GCN(3), graph, split="none")
+    with pytest.raises(ValueError, match="classes 0 to 2"):
+        graphs.VRGCN(graphs.GCN(2), graph)
     with pytest.raises(ValueError, match="estimator"):
         graphs.VRGCN(graphs.GCN(3), graph, estimator="exactly")
     with pytest.raises(ValueError, match="features"):

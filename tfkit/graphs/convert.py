@@ -25,7 +25,7 @@ def from_networkx(graph: Any, *, weight: str = "weight", feature: str = "", labe
     Args:
         graph: Graph or DiGraph; of a multigraph the weights are added.
         weight: attribute of the edges; 1 where an edge lacks it.
-        feature: attribute of the nodes with their vectors; "" for none.
+        feature: attribute of the nodes with their vectors or numbers; "" for none.
         label: attribute of the nodes with their class numbers; "" for none.
 
     Raises:
@@ -33,18 +33,26 @@ def from_networkx(graph: Any, *, weight: str = "weight", feature: str = "", labe
     """
     order = list(graph)
     number = {node: i for i, node in enumerate(order)}
-    triples = [(number[a], number[b], float(data.get(weight, 1))) for a, b, data in graph.edges(data=True)]
+    triples = [(number[a], number[b], data.get(weight, 1)) for a, b, data in graph.edges(data=True)]
+    try:
+        weights = np.array([float(triple[2]) for triple in triples])
+    except (TypeError, ValueError) as found:
+        remedy = 'Name another attribute by weight=, or none by weight="".'
+        raise checks.error(
+            "weight", f"an attribute with a number at every edge, as {weight!r}", str(found), remedy
+        ) from found
     rest: dict[str, Any] = {}
     for name, key in ((feature, "features"), (label, "labels")):
         missing = [node for node in order if name and name not in graph.nodes[node]]
         if missing:
             raise checks.error(key, f"given by every node's attribute {name!r}", missing[0], "This node lacks it.")
         if name:
-            rest[key] = np.asarray([graph.nodes[node][name] for node in order])
+            values = np.asarray([graph.nodes[node][name] for node in order])
+            rest[key] = values[:, None] if key == "features" and values.ndim == 1 else values
     return Graph.from_edges(
         np.array([triple[:2] for triple in triples], np.int64).reshape(-1, 2),
         len(order),
-        weights=np.array([triple[2] for triple in triples]),
+        weights=weights,
         directed=graph.is_directed(),
         self_loops="keep",
         duplicates="sum",

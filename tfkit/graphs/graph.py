@@ -190,7 +190,8 @@ def _pairs(edges: Any, num_nodes: int | None) -> tuple[np.ndarray, int]:
     if pairs.size == 0:
         pairs = np.zeros((0, 2), np.int64)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
-        raise checks.error("edges", "integer node ids of shape (edges, 2)", edges)
+        remedy = "from_networkx numbers nodes that have names." if pairs.dtype.kind in "OSU" else ""
+        raise checks.error("edges", "integer node ids of shape (edges, 2)", edges, remedy)
     largest = int(pairs.max(initial=-1))
     count = largest + 1 if num_nodes is None else checks.integer("num_nodes", num_nodes, 0)
     if pairs.min(initial=0) < 0 or largest >= count:
@@ -243,7 +244,8 @@ def _adjacency(matrix: Any) -> sp.csr_array:
 
 
 def _features(features: Any, nodes: int) -> Features:
-    if getattr(features, "ndim", 0) != 2 or features.shape[0] != nodes:
+    features = _array(features)
+    if features.ndim != 2 or features.shape[0] != nodes:
         raise checks.error("features", f"of shape ({nodes}, dimensions), a row for each node", features)
     if sp.issparse(features):
         return _lock_matrix(_csr("features", features))
@@ -265,8 +267,19 @@ def finite_rows(rows: np.ndarray, nodes: Any = None) -> np.ndarray:
     return rows
 
 
+def _array(values: Any) -> Any:
+    """Returns lists and the like as an array; matrices as they are."""
+    if hasattr(values, "ndim"):
+        return values
+    try:
+        return np.asarray(values)
+    except ValueError:  # Rows of different lengths.
+        return np.asarray(None)
+
+
 def _labels(labels: Any, nodes: int) -> np.ndarray | sp.csr_array:
-    if getattr(labels, "ndim", 0) not in (1, 2) or labels.shape[0] != nodes:
+    labels = _array(labels)
+    if labels.ndim not in (1, 2) or labels.shape[0] != nodes:
         raise checks.error("labels", f"of shape ({nodes},), or ({nodes}, classes) for several labels a node", labels)
     if labels.ndim == 2:
         matrix = _csr("labels", labels)
@@ -274,8 +287,10 @@ def _labels(labels: Any, nodes: int) -> np.ndarray | sp.csr_array:
             raise checks.error("labels", "zeros and ones, where they have two axes", labels)
         return _lock_matrix(matrix)
     array = np.asarray(labels)
-    if not np.issubdtype(array.dtype, np.integer) or array.min(initial=0) < -1:
-        raise checks.error("labels", "integers from 0, or -1 for none", labels)
+    if array.dtype.kind not in "biu" or array.min(initial=0) < -1:
+        named = array.dtype.kind not in "biuf"
+        remedy = "np.unique(labels, return_inverse=True) numbers names." if named else ""
+        raise checks.error("labels", "integers from 0, or -1 for none", labels, remedy)
     return _locked(array.astype(np.int32))
 
 

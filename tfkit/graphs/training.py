@@ -145,7 +145,7 @@ def _targets(graph: Graph, split: str) -> tuple[np.ndarray, np.ndarray]:
     mask = graph.mask(split)
     labels = np.asarray(graph.labels)
     if not mask.any():
-        raise checks.error("split", "with one node or more", split)
+        raise checks.error("split", "with one node or more", split, "graph.splits has none under this name.")
     if (labels[mask > 0] < 0).any():
         raise checks.error("split", "without nodes that have no label", split, "Take them out of the split.")
     return labels, mask
@@ -262,12 +262,15 @@ def compiled_step(
     if validate:
         labels, mask = _targets(graph, "val")
         targets["val"] = tf.constant(np.flatnonzero(mask)), tf.constant(labels[mask > 0])
+    largest = max(int(np.max(classes)) for _, classes in targets.values())
     if not model.built:
         model(inputs)
     optimizer.build(model.trainable_variables)
 
     def loss_of(logits: tf.Tensor, split: str) -> tf.Tensor:
         nodes, classes = targets[split]
+        if logits.shape[-1] <= largest:
+            raise checks.error("model", f"with outputs for the classes 0 to {largest}", model, "See graph.num_classes.")
         each = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, tf.gather(logits, nodes))
         return tf.reduce_mean(each) + sum(model.losses if penalized or split == "train" else [])
 

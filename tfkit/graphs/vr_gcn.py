@@ -116,6 +116,9 @@ class VRGCN:
         nodes = graph.splits[split]
         if (self.labels[nodes] < 0).any():
             raise checks.error("split", "without nodes that have no label", split)
+        if self.labels[nodes].max() >= model.settings["classes"]:
+            classes = int(self.labels[nodes].max())
+            raise checks.error("model", f"with outputs for the classes 0 to {classes}", model, "See graph.num_classes.")
         hops = model.settings["layers"] - 1
         draws = [None if estimator == "exact" else checks.integer("fanout", fanout, 1)] * hops
         self.sampler = NeighbourSampler(self.adjacency, draws, self.batch_size, nodes, seed=seed)
