@@ -80,6 +80,8 @@ def test_lists_and_truth_values_are_arrays():
             graph.with_(features=features)
     with pytest.raises(ValueError, match="from_networkx"):
         graphs.Graph.from_edges([("a", "b")])
+    with pytest.raises(ValueError, match="Transpose"):
+        graphs.Graph.from_edges([[0, 1, 2], [1, 2, 0]])
 
 
 def test_a_graph_is_read_only(square):

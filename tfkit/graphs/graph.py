@@ -191,6 +191,8 @@ def _pairs(edges: Any, num_nodes: int | None) -> tuple[np.ndarray, int]:
         pairs = np.zeros((0, 2), np.int64)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
         remedy = "from_networkx numbers nodes that have names." if pairs.dtype.kind in "OSU" else ""
+        remedy = "Give them as integers." if pairs.dtype.kind == "f" else remedy
+        remedy = "Transpose them." if pairs.ndim == 2 and len(pairs) == 2 and pairs.dtype.kind in "iu" else remedy
         raise checks.error("edges", "integer node ids of shape (edges, 2)", edges, remedy)
     largest = int(pairs.max(initial=-1))
     count = largest + 1 if num_nodes is None else checks.integer("num_nodes", num_nodes, 0)
