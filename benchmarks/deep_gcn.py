@@ -1,13 +1,20 @@
 """Depth 2 to 64 on Cora: plain GCN, GCNII, residual connections, jumping knowledge, DropEdge and PairNorm.
 
-    python benchmarks/deep_gcn.py --cache build/deep_gcn    # a quarter of an hour on one core
+    python benchmarks/deep_gcn.py --cache build/deep_gcn    # half an hour on one core
     python benchmarks/deep_gcn.py --quick                   # few layers and epochs: does it run?
 
 The public split. All have 64 hidden units and Adam with 0.01; GCNII has its paper's settings for Cora (dropout 0.6,
-alpha 0.1, theta 0.5, decay 0.01 and 5e-4), the others dropout 0.5 and a decay of 5e-4. Nothing is tuned here. Training
-stops after 50 epochs without a lower validation loss (cross-entropy alone), 300 at most, and the best one's weights are
-tested. The depths that the figures compare have 3 seeds, the others 1. With `--cache` each run is kept. Needs
+alpha 0.1, theta 0.5, decay 0.01 and 5e-4), the others dropout 0.5 and a decay of 5e-4. Nothing else is tuned here but
+the dropout of one row, by validation accuracy among 0.1, 0.2 and 0.5. Training stops after 50 epochs without a lower
+validation loss (cross-entropy alone), 300 at most, and the best one's weights are tested. The depths that the figures
+compare have 3 seeds, PairNorm's best at 32 layers too, the others 1. With `--cache` each run is kept. Needs
 $TFKIT_DATA.
+
+What 32 layers need to learn at all: a residual network's sums grow with every layer, to a first loss in the thousands,
+and it is batch normalisation, which DropEdge's authors' networks have too, that lets it train; DropEdge alone does not.
+PairNorm by the mean norm of all rows leaves 32 layers unable to fit the training nodes, with a smaller learning rate or
+without dropout too; by each row's own norm (the paper's PN-SI) they can, where dropout, whose noise every layer adds
+to, is small. So these have rows with and without.
 """
 
 from __future__ import annotations
@@ -39,14 +46,20 @@ METHODS: dict[str, Callable[[int, int, int], keras.Model]] = {
     "GCN": deep(),
     "GCNII": lambda classes, layers, seed: graphs.GCNII(classes, layers=layers, seed=seed),
     "residual": deep(residual=True),
+    "residual, batch norm": deep(residual=True, batch_norm=True),
     "jumping knowledge": deep(jump="concat"),
     "DropEdge": deep(drop_edge=0.3),
+    "DropEdge, residual, batch norm": deep(drop_edge=0.3, residual=True, batch_norm=True),
     "PairNorm": deep(pair_norm=1.0),
+    "PairNorm of each row": deep(pair_norm=1.0, individually=True),
+    "PairNorm of each row, dropout 0.2": deep(pair_norm=1.0, individually=True, dropout=0.2),
 }
 DEPTHS = {"GCN": (2, 4, 8, 16, 32, 64), "GCNII": (2, 4, 8, 16, 32, 64)}
 OTHER_DEPTHS = (2, 8, 32)
 #: Where a plain GCN may be at its best, and where GCNII is compared with it.
 COMPARED = (2, 4, 32)
+#: Whose runs differ much.
+UNEVEN = ("PairNorm of each row, dropout 0.2", 32)
 EPOCHS, PATIENCE = 300, 50
 
 
@@ -62,6 +75,8 @@ def measure(
     found = graphs.train_nodes(model, graph, epochs=epochs, patience=PATIENCE, penalized=False, inputs=inputs)
     return {
         "test": round(100 * graphs.accuracy(model, graph, "test", inputs), 2),
+        "train": round(100 * graphs.accuracy(model, graph, "train", inputs), 2),
+        "first_loss": round(found.loss[0], 2),
         "val": round(100 * found.val_accuracy[found.best_epoch], 2),
         "epochs": len(found.loss),
     }
@@ -78,8 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
     table: list[dict[str, Any]] = []
     for name, make in METHODS.items():
         row: dict[str, Any] = {"method": name}
+        last: dict[str, float] = {}
         for layers in (2, 4) if options.quick else DEPTHS.get(name, OTHER_DEPTHS):
-            several = name in DEPTHS and layers in COMPARED and not options.quick
+            several = ((name in DEPTHS and layers in COMPARED) or (name, layers) == UNEVEN) and not options.quick
             found = []
             for seed in range(options.seeds if several else 1):
                 kept = options.cache / f"{name}_{layers}_{seed}.json" if options.cache else None
@@ -91,6 +107,12 @@ def main(arguments: list[str] | None = None) -> None:
                 if kept is not None and not options.quick:
                     common.write_json(kept, found[-1])
             row[f"{layers} layers"] = round(statistics.mean(run["test"] for run in found), 2)
+            if layers == 32:
+                last = {
+                    "32 layers, training nodes": round(statistics.mean(run["train"] for run in found), 2),
+                    "32 layers, first loss": round(statistics.mean(run["first_loss"] for run in found), 2),
+                }
+        row |= last
         table.append(row)
     if options.quick:
         return
@@ -104,8 +126,11 @@ def main(arguments: list[str] | None = None) -> None:
         common.RESULTS / "deep_gcn.json",
         figures,
         title="Deep graph convolution",
-        about="Test accuracy in percent on Cora's public split by depth; at 2, 4 and 32 layers of GCN and GCNII the "
-        "mean over the seeds, elsewhere one run.",
+        about="Test accuracy in percent on Cora's public split by depth; at 2, 4 and 32 layers of GCN and GCNII, and "
+        "at 32 of PairNorm of each row with dropout 0.2, the mean over the seeds, elsewhere one run. Beside it for 32 "
+        "layers the accuracy on the training nodes, and the loss before the first step: where the former is low the "
+        "network could not be trained. Residual sums grow with every layer until batch normalisation holds them; "
+        "PairNorm needs each row's own norm (the paper's PN-SI) and less dropout, whose noise every layer adds to.",
         table=table,
         seeds=list(range(options.seeds)),
         versions=common.versions("tensorflow", "keras", "numpy", "scipy"),

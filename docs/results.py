@@ -429,6 +429,42 @@ def compression_peers(result: Result) -> list[str]:
     return parts
 
 
+EMBEDDING_TABLES = {
+    "micro_f1_10": "Micro-F1 in percent with 10 % of the labels",
+    "micro_f1_50": "Micro-F1 in percent with 50 % of the labels",
+    "micro_f1_90": "Micro-F1 in percent with 90 % of the labels",
+    "macro_f1_50": "Macro-F1 in percent with 50 % of the labels",
+    "link_auc": "AUC of held-out links, in percent",
+    "reconstruction": "Precision of the reconstruction at the degree, in percent",
+    "cpu_seconds": "Seconds of the processor for the vectors",
+}
+
+
+def node_embeddings(result: Result) -> list[str]:
+    """A table for each figure, methods by graphs; the authors' own figures beside; graphs; and the rule."""
+    parts = ["## " + result["title"], result["about"], figures(result)]
+    found = {name: row for name, row in result["results"].items() if name != "rule"}
+    methods = list(dict.fromkeys(method for row in found.values() for method in row["methods"]))
+    for key, caption in EMBEDDING_TABLES.items():
+        rows = [
+            {"method": method, **{name: row["methods"].get(method, {}).get(key) for name, row in found.items()}}
+            for method in methods
+        ]
+        parts += [f"**{caption}**", table(rows)]
+    papers = [
+        {"graph": name, "method": method, **dict(zip(("10 %", "50 %", "90 %"), row["paper"], strict=True))}
+        for name, graph in found.items()
+        for method, row in graph["methods"].items()
+        if "paper" in row
+    ]
+    if papers:
+        parts += ["**Micro-F1 in the papers**", table(papers)]
+    parts += ["**The graphs**", table([{"graph": name, **flat(row["statistics"])} for name, row in found.items()])]
+    if result["results"].get("rule"):
+        parts += ["**The rule on graphs it has not seen**", table([flat(row) for row in result["results"]["rule"]])]
+    return parts
+
+
 def beside(paper: float, ours: float | None) -> str:
     return f"{paper} / {ours:.2f}" if ours is not None else f"{paper} /"
 
@@ -442,5 +478,6 @@ def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
 RENDERERS: dict[str, Callable[[Result], list[str]]] = {
     "deep_compression": deep_compression,
     "compression_peers": compression_peers,
+    "node_embeddings": node_embeddings,
     "retrieval_peers": retrieval_peers,
 }

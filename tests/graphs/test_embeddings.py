@@ -209,6 +209,13 @@ def test_reconstruction_of_cliques_is_perfect():
     pairs = [(5 * c + i, 5 * c + j) for c in range(4) for i in range(5) for j in range(i)]
     vectors = np.repeat(np.eye(4), 5, axis=0)
     assert embeddings.reconstruct(vectors, graphs.Graph.from_edges(pairs)) == 1
+    loops = np.concatenate([pairs, [[3, 3], [20, 20]]])
+    looped = graphs.Graph.from_edges(loops, self_loops="keep")
+    assert embeddings.reconstruct(np.concatenate([vectors, np.ones((1, 4))]), looped) == 1
+    with pytest.raises(ValueError, match=r"vectors.*\(21, dimension\)"):
+        embeddings.reconstruct(vectors, looped)
+    with pytest.raises(ValueError, match="between two nodes"):
+        embeddings.reconstruct(np.ones((3, 2)), graphs.Graph.from_edges([], 3))
 
 
 def test_bad_settings():
@@ -220,3 +227,5 @@ def test_bad_settings():
         embeddings.Node2Vec(p=0)
     with pytest.raises(ValueError, match="fraction"):
         embeddings.classify_nodes(np.ones((4, 2)), np.array([0, 1, 0, 1]), 0.01)
+    with pytest.raises(ValueError, match=r"vectors.*\(4, dimension\)"):
+        embeddings.classify_nodes(np.ones((3, 2)), np.array([0, 1, 0, 1]), 0.5)

@@ -68,6 +68,22 @@ def test_bad_input_is_refused(edges, settings_, message):
         graphs.Graph.from_edges(edges, **settings_)
 
 
+def test_lists_and_truth_values_are_arrays():
+    graph = graphs.Graph.from_edges([(0, 1)], features=[[1, 2], [3, 4]], labels=[True, False])
+    np.testing.assert_array_equal(graph.features, [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(graph.labels, [1, 0])
+    assert graph.with_(labels=[1, 0]).labels.dtype == np.int32
+    with pytest.raises(ValueError, match=r"np.unique\(labels"):
+        graph.with_(labels=["left", "right"])
+    for features in ([[1, 2], [3]], 5):
+        with pytest.raises(ValueError, match=r"\(2, dimensions\)"):
+            graph.with_(features=features)
+    with pytest.raises(ValueError, match="from_networkx"):
+        graphs.Graph.from_edges([("a", "b")])
+    with pytest.raises(ValueError, match="Transpose"):
+        graphs.Graph.from_edges([[0, 1, 2], [1, 2, 0]])
+
+
 def test_a_graph_is_read_only(square):
     with pytest.raises(AttributeError):
         square.name = "other"
@@ -132,6 +148,12 @@ def test_networkx_round_trip():
     assert back[0][1]["weight"] == source[0][1]["weight"]
     with pytest.raises(ValueError, match="attribute 'x'"):
         graphs.from_networkx(source, feature="x")
+    networkx.set_node_attributes(source, {node: node / 2 for node in source}, "x")
+    assert graphs.from_networkx(source, feature="x").features.shape == (34, 1)
+    source[0][1]["weight"] = None
+    with pytest.raises(ValueError, match="number at every edge"):
+        graphs.from_networkx(source)
+    assert graphs.from_networkx(source, weight="").adjacency.max() == 1
 
 
 def test_objects_of_other_libraries():
@@ -146,6 +168,52 @@ def test_objects_of_other_libraries():
     np.testing.assert_array_equal(again.adjacency.toarray(), matrix)
     np.testing.assert_array_equal(again.splits["train"], [1])
     np.testing.assert_array_equal(again.features, graph.features)
+
+
+def molecule(y, nodes=3, **more):
+    """What PyG and Spektral hold of a path of `nodes` nodes, with labels `y`."""
+    path = np.arange(nodes)
+    edges = np.stack([np.r_[path[:-1], path[1:]], np.r_[path[1:], path[:-1]]])
+    adjacency = np.zeros((nodes, nodes), "float32")
+    adjacency[edges[0], edges[1]] = 1
+    x = np.ones((nodes, 2), "float32")
+    pyg = types.SimpleNamespace(num_nodes=nodes, x=x, edge_index=edges, y=None if y is None else np.asarray(y), **more)
+    return pyg, types.SimpleNamespace(a=adjacency, x=x, y=pyg.y, e=None)
+
+
+@pytest.mark.parametrize(
+    ("y", "label"),
+    [([1], 1), ([[1]], 1), ([0.5], 0.5), ([[0.5]], 0.5), ([[0.0, 1.0]], [0, 1]), (1, 1), (True, 1)],
+)
+def test_one_row_of_labels_is_of_the_whole_graph(y, label):
+    graph = graphs.from_pyg(molecule(y)[0])
+    assert graph.labels is None
+    np.testing.assert_array_equal(graph.label, label)
+    again = graphs.from_pyg(types.SimpleNamespace(num_nodes=3, **graphs.to_pyg_arrays(graph)))
+    np.testing.assert_array_equal(again.label, label)
+    assert type(again.label) is type(graph.label)
+    if np.ndim(y) < 2:
+        np.testing.assert_array_equal(graphs.from_spektral(molecule(y)[1]).label, label)
+
+
+def test_labels_of_nodes_and_of_graphs_are_told_apart():
+    pyg, spektral = molecule([0, 1, 0])
+    np.testing.assert_array_equal(graphs.from_pyg(pyg).labels, [0, 1, 0])
+    np.testing.assert_array_equal(graphs.from_spektral(spektral).labels, [0, 1, 0])
+    np.testing.assert_array_equal(graphs.from_pyg(molecule([[0], [1], [0]])[0]).labels, [0, 1, 0])
+    # As many classes as nodes: only the reader knows.
+    one_hot = graphs.from_spektral(spektral, level="graph")
+    assert one_hot.labels is None
+    np.testing.assert_array_equal(one_hot.label, [0, 1, 0])
+    # A single node.
+    single = molecule([1], 1)[0]
+    assert graphs.from_pyg(single).label == 1 and graphs.from_pyg(single, level="node").labels[0] == 1
+    with pytest.raises(ValueError, match=r"one row.*level=\"node\""):
+        graphs.from_pyg(molecule([[0], [1], [0]])[0], level="graph")
+    with pytest.raises(ValueError, match="level"):
+        graphs.from_pyg(pyg, level="edge")
+    with pytest.raises(ValueError, match="label"):
+        graphs.Graph.from_edges([(0, 1)], label="toxic")
 
 
 def test_named_graphs(shared_data):

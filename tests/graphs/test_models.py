@@ -15,6 +15,7 @@ MODELS = {
     "SGC": lambda: graphs.SGC(3, seed=1),
     "APPNP": lambda: graphs.APPNP(3, 8, 3, seed=1, l2=0.0),
     "GCNII": lambda: graphs.GCNII(3, 8, 4, seed=1, dropout=0.2),
+    "DeepGCN, batch norm": lambda: graphs.DeepGCN(3, 8, 4, residual=True, batch_norm=True, seed=1),
     "DeepGCN": lambda: graphs.DeepGCN(3, 8, 4, residual=True, pair_norm=1.0, jump="max", seed=1),
 }
 
@@ -42,6 +43,22 @@ def test_a_model_learns_repeats_and_is_saved(name, blocks, inputs, tmp_path):
         again = MODELS[name]()
         graphs.train_nodes(again, blocks, epochs=15, learning_rate=0.1, inputs=inputs)
         np.testing.assert_array_equal(again(inputs), model(inputs))
+
+
+def test_32_layers_need_a_norm(blocks, inputs):
+    """The sums of residual connections grow with every layer, and PairNorm must hold each row, not their mean."""
+    plain = graphs.DeepGCN(3, 32, 32, residual=True, seed=0)
+    normed = graphs.DeepGCN(3, 32, 32, residual=True, batch_norm=True, seed=0)
+    spread = [float(tf.reduce_mean(tf.abs(model(inputs, training=True)))) for model in (plain, normed)]
+    assert spread[1] < 15 and spread[0] > 10 * spread[1]
+    graphs.train_nodes(normed, blocks, epochs=30, restore="last", inputs=inputs)
+    assert graphs.accuracy(normed, blocks, "train", inputs) > 0.9
+    rows = graphs.DeepGCN(3, 8, 3, pair_norm=1.5, individually=True, seed=0)
+    rows(inputs)
+    hidden = rows.norms[1](tf.random.normal((5, 8), seed=0))
+    np.testing.assert_allclose(tf.norm(hidden, axis=1), 1.5, rtol=1e-4)
+    with pytest.raises(ValueError, match="beside a PairNorm"):
+        graphs.DeepGCN(3, pair_norm=1.0, batch_norm=True)
 
 
 def test_fit_does_what_the_compiled_loop_does(blocks, inputs):
@@ -75,6 +92,8 @@ def test_training_says_what_is_missing(blocks, inputs):
         graphs.train_nodes(model, blocks.with_(splits={"train": [0]}), inputs=inputs)
     with pytest.raises(ValueError, match="no label"):
         graphs.train_nodes(model, blocks.with_(labels=np.full(240, -1)), inputs=inputs)
+    with pytest.raises(ValueError, match=r"classes 0 to 2.*num_classes"):
+        graphs.train_nodes(graphs.GCN(2), blocks, inputs=inputs)
     with pytest.raises(ValueError, match="features"):
         graphs.inputs_of(blocks.with_(features=None))
     with pytest.raises(ValueError, match="adjacencies"):
@@ -115,6 +134,47 @@ def test_a_batch_of_graphs_is_block_diagonal_and_sums_by_graph():
     np.testing.assert_allclose(together, alone, atol=1e-5)
     with pytest.raises(ValueError, match="one graph or more"):
         graphs.batch_graphs([])
+
+
+def test_a_batch_takes_the_labels_of_its_graphs():
+    parts = [ring(4, False, 0), ring(6, True, 1)]
+    labelled = [part.with_(label=i) for i, part in enumerate(parts)]
+    batch = graphs.batch_graphs(labelled)
+    np.testing.assert_array_equal(batch.labels, [0, 1])
+    assert batch.labels.dtype == np.int32
+    np.testing.assert_array_equal(graphs.batch_graphs(labelled, [1, 1]).labels, [1, 1])
+    assert graphs.batch_graphs(parts).labels is None
+    rows = graphs.batch_graphs([part.with_(label=np.array([i, 0.5])) for i, part in enumerate(parts)])
+    np.testing.assert_array_equal(rows.labels, [[0, 0.5], [1, 0.5]])
+    floats = graphs.batch_graphs([parts[0].with_(label=1), parts[1].with_(label=0.5)])
+    np.testing.assert_array_equal(floats.labels, [1, 0.5])
+    for odd in (parts[1], parts[1].with_(label=np.ones(2))):
+        with pytest.raises(ValueError, match=r'graphs\[1\].label.*level="graph"'):
+            graphs.batch_graphs([labelled[0], odd])
+    with pytest.raises(ValueError, match="each of 2 graphs"):
+        graphs.batch_graphs(parts, [0])
+
+
+def test_features_that_are_not_finite_are_named_and_no_learning_rate(blocks, tmp_path):
+    broken = np.array(blocks.features)
+    broken[17, 2] = np.nan
+    np.save(tmp_path / "features.npy", broken)
+    mapped = blocks.with_(features=np.load(tmp_path / "features.npy", mmap_mode="r"))
+    with pytest.raises(ValueError, match="Row 17 holds NaN"):
+        graphs.train_nodes(graphs.GCN(3), mapped, epochs=1)
+    with pytest.raises(ValueError, match="Row 17 holds NaN"):
+        graphs.NodeModel(graphs.GCN(3), mapped)
+    sampler = graphs.NeighbourSampler(mapped, [2, 2], 40)
+    whole = [batch for batch in sampler.batches(0) if 17 in batch.inputs]
+    with pytest.raises(ValueError, match="Row 17 holds NaN"):
+        whole[0].tensors(mapped.features)
+    model = graphs.GraphSAGE(3, 8)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(Exception, match="Row 17 holds NaN"):
+        model.fit(graphs.sampled_dataset(sampler, mapped), verbose=0)
+    inputs = (tf.constant(broken), graphs.to_tensor(graphs.gcn_normalize(blocks.adjacency)))
+    with pytest.raises(ValueError, match=r"inputs \(features\)"):
+        graphs.train_nodes(graphs.GCN(3), blocks, epochs=1, inputs=inputs)
 
 
 def test_graph_classification_through_fit(tmp_path):

@@ -147,6 +147,10 @@ def test_bad_settings(matrix):
         graphs.NeighbourSampler(matrix, [2], nodes=[])
     with pytest.raises(ValueError, match="kind"):
         graphs.SaintSampler(matrix, "star")
+    empty = graphs.Graph.from_edges([], 4)
+    with pytest.raises(ValueError, match="without entries"):
+        graphs.SaintSampler(empty, "edge")
+    assert set(next(graphs.SaintSampler(empty, "walk").batches()).inputs) <= set(range(4))
 
 
 def test_the_pipeline_keeps_order_hands_on_errors_and_stops():

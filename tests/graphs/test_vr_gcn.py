@@ -105,11 +105,30 @@ def test_features_in_a_file_give_the_same_training(graph, tmp_path):
         graphs.propagate_features(mapped, tmp_path / "propagated.npy")
 
 
+def test_features_that_are_not_finite_are_named(graph, tmp_path):
+    broken = np.array(graph.features)
+    broken[7, 1] = np.inf
+    np.save(tmp_path / "features.npy", broken)
+    mapped = graph.with_(features=np.load(tmp_path / "features.npy", mmap_mode="r"))
+    with pytest.raises(ValueError, match="Row 7 holds NaN or infinity"):
+        graphs.propagate_features(mapped, tmp_path / "propagated.npy", rows=40)
+    assert [path.name for path in tmp_path.iterdir()] == ["features.npy"]
+    for propagated in (None, broken):
+        with pytest.raises(ValueError, match="Row 7 holds NaN"):
+            graphs.VRGCN(graphs.GCN(3), mapped, propagated=propagated)
+    with pytest.raises(ValueError, match="Row 7 holds NaN"):
+        trainer(graph, "cv", propagated=mapped.features).fit(3)
+    with pytest.raises(ValueError, match="propagated"):
+        graphs.VRGCN(graphs.GCN(3), graph, propagated=broken[:5])
+
+
 def test_bad_input(graph):
     with pytest.raises(ValueError, match="two layers"):
         graphs.VRGCN(graphs.GCN(3, layers=1), graph)
     with pytest.raises(ValueError, match="split"):
         graphs.VRGCN(graphs.GCN(3), graph, split="none")
+    with pytest.raises(ValueError, match="classes 0 to 2"):
+        graphs.VRGCN(graphs.GCN(2), graph)
     with pytest.raises(ValueError, match="estimator"):
         graphs.VRGCN(graphs.GCN(3), graph, estimator="exactly")
     with pytest.raises(ValueError, match="features"):

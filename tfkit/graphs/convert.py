@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from tfkit.graphs.graph import Graph
 from tfkit.internal import checks
 
+LEVELS = ("", "node", "graph")
 _SPLITS = {"train_mask": "train", "val_mask": "val", "test_mask": "test"}
 
 
@@ -24,7 +25,7 @@ def from_networkx(graph: Any, *, weight: str = "weight", feature: str = "", labe
     Args:
         graph: Graph or DiGraph; of a multigraph the weights are added.
         weight: attribute of the edges; 1 where an edge lacks it.
-        feature: attribute of the nodes with their vectors; "" for none.
+        feature: attribute of the nodes with their vectors or numbers; "" for none.
         label: attribute of the nodes with their class numbers; "" for none.
 
     Raises:
@@ -32,18 +33,26 @@ def from_networkx(graph: Any, *, weight: str = "weight", feature: str = "", labe
     """
     order = list(graph)
     number = {node: i for i, node in enumerate(order)}
-    triples = [(number[a], number[b], float(data.get(weight, 1))) for a, b, data in graph.edges(data=True)]
+    triples = [(number[a], number[b], data.get(weight, 1)) for a, b, data in graph.edges(data=True)]
+    try:
+        weights = np.array([float(triple[2]) for triple in triples])
+    except (TypeError, ValueError) as found:
+        remedy = 'Name another attribute by weight=, or none by weight="".'
+        raise checks.error(
+            "weight", f"an attribute with a number at every edge, as {weight!r}", str(found), remedy
+        ) from found
     rest: dict[str, Any] = {}
     for name, key in ((feature, "features"), (label, "labels")):
         missing = [node for node in order if name and name not in graph.nodes[node]]
         if missing:
             raise checks.error(key, f"given by every node's attribute {name!r}", missing[0], "This node lacks it.")
         if name:
-            rest[key] = np.asarray([graph.nodes[node][name] for node in order])
+            values = np.asarray([graph.nodes[node][name] for node in order])
+            rest[key] = values[:, None] if key == "features" and values.ndim == 1 else values
     return Graph.from_edges(
         np.array([triple[:2] for triple in triples], np.int64).reshape(-1, 2),
         len(order),
-        weights=np.array([triple[2] for triple in triples]),
+        weights=weights,
         directed=graph.is_directed(),
         self_loops="keep",
         duplicates="sum",
@@ -69,30 +78,57 @@ def to_networkx(graph: Graph) -> Any:
     return made
 
 
-def from_spektral(graph: Any) -> Graph:
+def from_spektral(graph: Any, *, level: str = "") -> Graph:
     """Makes a graph of a `spektral.data.Graph`: x (features), a (adjacency), y (one-hot or class numbers).
 
     Edge features, `e`, have no place here and are left out.
+
+    Args:
+        graph: the object.
+        level: "node" where y has a row for each node, "graph" where it is of the whole graph and becomes the graph's
+            `label`; "" tells them apart by its shape: with one axis, and not as long as there are nodes, it is the
+            graph's.
+
+    Raises:
+        ValueError: y fits neither.
     """
-    labels = None if graph.y is None else np.asarray(graph.y)
-    if labels is not None and labels.ndim == 2:
-        rows = labels.sum(axis=1)
-        labels = np.where(rows > 0, labels.argmax(axis=1), -1) if rows.max(initial=0) <= 1 else labels
-    return Graph(sp.csr_array(graph.a), graph.x, labels)
+    checks.choice("level", level, LEVELS)
+    matrix = sp.csr_array(graph.a)
+    y = None if graph.y is None else np.asarray(graph.y)
+    whole = y is not None and (y.ndim == 0 or (y.ndim == 1 and len(y) != matrix.shape[0]))
+    if y is not None and (level == "graph" or (whole and not level)):
+        return Graph(matrix, graph.x, label=_of_graph(y))
+    if y is not None and y.ndim == 2:
+        rows = y.sum(axis=1)
+        y = np.where(rows > 0, y.argmax(axis=1), -1) if rows.max(initial=0) <= 1 else y
+    return Graph(matrix, graph.x, y)
 
 
-def from_pyg(data: Any) -> Graph:
+def from_pyg(data: Any, *, level: str = "") -> Graph:
     """Makes a graph of a `torch_geometric.data.Data`: x, edge_index, edge_weight, y, and the three masks.
 
     PyG stores an undirected graph with both directions, and so it is found undirected here.
+
+    Args:
+        data: the object.
+        level: "node" where y has a row for each node, "graph" where its one row is of the whole graph and becomes the
+            graph's `label`; "" tells them apart by the number of rows, where that of a single node is the graph's.
+
+    Raises:
+        ValueError: y fits neither.
     """
+    checks.choice("level", level, LEVELS)
     pairs = _numpy(data.edge_index).T.astype(np.int64)
     weights = getattr(data, "edge_weight", None)
     rest: dict[str, Any] = {}
     if getattr(data, "x", None) is not None:
         rest["features"] = _numpy(data.x)
     if getattr(data, "y", None) is not None:
-        rest["labels"] = _numpy(data.y)
+        y = _numpy(data.y)
+        if level == "graph" or (not level and (y.ndim == 0 or len(y) == 1)):
+            rest["label"] = _of_graph(y)
+        else:
+            rest["labels"] = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     masks = {
         short: _numpy(getattr(data, long)) for long, short in _SPLITS.items() if getattr(data, long, None) is not None
     }
@@ -119,10 +155,19 @@ def to_pyg_arrays(graph: Graph) -> dict[str, np.ndarray]:
         arrays["x"] = _array(graph.features)
     if graph.labels is not None:
         arrays["y"] = _array(graph.labels).astype(np.int64)
+    elif graph.label is not None:
+        arrays["y"] = np.asarray(graph.label)[None]
     for long, short in _SPLITS.items():
         if short in graph.splits:
             arrays[long] = graph.mask(short).astype(bool)
     return arrays
+
+
+def _of_graph(y: np.ndarray) -> np.ndarray:
+    """Returns the one row of y; a number where it has one entry."""
+    if y.ndim > 2 or (y.ndim == 2 and len(y) != 1):
+        raise checks.error("y", "one row, for the whole graph", y, 'Or set level="node".')
+    return y.reshape(()) if y.size == 1 else y.reshape(-1)
 
 
 def _array(matrix: Any) -> np.ndarray:

@@ -27,11 +27,13 @@ class Graph:
 
     Attributes:
         adjacency: (nodes, nodes), SciPy CSR, float32, sorted, without stored zeros.
-        features: (nodes, dimensions), a float32 array or SciPy CSR array; or None.
+        features: (nodes, dimensions), a float32 array or SciPy CSR array; or None. A memory-mapped array stays one, and
+            its rows are checked for NaN only when they are read.
         labels: (nodes,) integers, -1 for none; or (nodes, classes) SciPy CSR array of zeros and ones, where a node may
             have several; or None.
         splits: names, as "train", to node ids.
         name: for messages.
+        label: what is to be predicted of the graph as a whole: an integer, a float, or a float32 array (k,); or None.
 
     >>> graph = Graph.from_edges([(0, 1), (1, 2)])
     >>> graph
@@ -45,6 +47,7 @@ class Graph:
     labels: np.ndarray | sp.csr_array | None = None
     splits: Mapping[str, np.ndarray] = field(default_factory=dict)
     name: str = ""
+    label: int | float | np.ndarray | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -54,6 +57,8 @@ class Graph:
             put(self, "features", _features(self.features, nodes))
         if self.labels is not None:
             put(self, "labels", _labels(self.labels, nodes))
+        if self.label is not None:
+            put(self, "label", _label(self.label))
         splits = {str(key): _ids(f"splits[{key!r}]", ids, nodes) for key, ids in dict(self.splits).items()}
         put(self, "splits", MappingProxyType(splits))
 
@@ -79,7 +84,7 @@ class Graph:
             self_loops: "drop", "keep" or "error".
             duplicates: an edge given twice counts once ("merge", the largest weight), as their "sum", or is an
                 "error". In an undirected graph (i, j) and (j, i) are the same edge.
-            **rest: features, labels, splits, name.
+            **rest: features, labels, splits, name, label.
 
         Raises:
             ValueError: ids out of range, weights that are not finite, or what the settings call an error.
@@ -185,7 +190,10 @@ def _pairs(edges: Any, num_nodes: int | None) -> tuple[np.ndarray, int]:
     if pairs.size == 0:
         pairs = np.zeros((0, 2), np.int64)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.issubdtype(pairs.dtype, np.integer):
-        raise checks.error("edges", "integer node ids of shape (edges, 2)", edges)
+        remedy = "from_networkx numbers nodes that have names." if pairs.dtype.kind in "OSU" else ""
+        remedy = "Give them as integers." if pairs.dtype.kind == "f" else remedy
+        remedy = "Transpose them." if pairs.ndim == 2 and len(pairs) == 2 and pairs.dtype.kind in "iu" else remedy
+        raise checks.error("edges", "integer node ids of shape (edges, 2)", edges, remedy)
     largest = int(pairs.max(initial=-1))
     count = largest + 1 if num_nodes is None else checks.integer("num_nodes", num_nodes, 0)
     if pairs.min(initial=0) < 0 or largest >= count:
@@ -238,21 +246,42 @@ def _adjacency(matrix: Any) -> sp.csr_array:
 
 
 def _features(features: Any, nodes: int) -> Features:
-    if getattr(features, "ndim", 0) != 2 or features.shape[0] != nodes:
+    features = _array(features)
+    if features.ndim != 2 or features.shape[0] != nodes:
         raise checks.error("features", f"of shape ({nodes}, dimensions), a row for each node", features)
     if sp.issparse(features):
         return _lock_matrix(_csr("features", features))
     if isinstance(features, np.memmap):
         return features  # Larger than memory, so that a look at every number would take minutes.
-    array = np.asarray(features, "float32")
-    if not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-        raise checks.error("features", "finite", features, f"Row {row} holds NaN or infinity; impute or drop it.")
-    return _locked(array)
+    return _locked(finite_rows(np.asarray(features, "float32")))
+
+
+def finite_rows(rows: np.ndarray, nodes: Any = None) -> np.ndarray:
+    """Returns rows of features, of these `nodes` or of all, if all are finite, and raises with the first that is not.
+
+    Raises:
+        ValueError: a row holds NaN or infinity.
+    """
+    if not np.isfinite(rows).all():
+        row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+        row = row if nodes is None else int(nodes[row])
+        raise checks.error("features", "finite", rows, f"Row {row} holds NaN or infinity; impute or drop it.")
+    return rows
+
+
+def _array(values: Any) -> Any:
+    """Returns lists and the like as an array; matrices as they are."""
+    if hasattr(values, "ndim"):
+        return values
+    try:
+        return np.asarray(values)
+    except ValueError:  # Rows of different lengths.
+        return np.asarray(None)
 
 
 def _labels(labels: Any, nodes: int) -> np.ndarray | sp.csr_array:
-    if getattr(labels, "ndim", 0) not in (1, 2) or labels.shape[0] != nodes:
+    labels = _array(labels)
+    if labels.ndim not in (1, 2) or labels.shape[0] != nodes:
         raise checks.error("labels", f"of shape ({nodes},), or ({nodes}, classes) for several labels a node", labels)
     if labels.ndim == 2:
         matrix = _csr("labels", labels)
@@ -260,9 +289,20 @@ def _labels(labels: Any, nodes: int) -> np.ndarray | sp.csr_array:
             raise checks.error("labels", "zeros and ones, where they have two axes", labels)
         return _lock_matrix(matrix)
     array = np.asarray(labels)
-    if not np.issubdtype(array.dtype, np.integer) or array.min(initial=0) < -1:
-        raise checks.error("labels", "integers from 0, or -1 for none", labels)
+    if array.dtype.kind not in "biu" or array.min(initial=0) < -1:
+        named = array.dtype.kind not in "biuf"
+        remedy = "np.unique(labels, return_inverse=True) numbers names." if named else ""
+        raise checks.error("labels", "integers from 0, or -1 for none", labels, remedy)
     return _locked(array.astype(np.int32))
+
+
+def _label(label: Any) -> int | float | np.ndarray:
+    array = np.asarray(label)
+    if array.ndim > 1 or not array.size or array.dtype.kind not in "biuf":
+        raise checks.error("label", "a number, or an array (k,) of numbers, for the whole graph", label)
+    if array.ndim:
+        return _locked(array.astype("float32"))
+    return float(array) if array.dtype.kind == "f" else int(array)
 
 
 def _ids(name: str, ids: Any, nodes: int) -> np.ndarray:

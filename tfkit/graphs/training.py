@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 import tensorflow as tf
 
-from tfkit.graphs.graph import Graph
+from tfkit.graphs.graph import Graph, finite_rows
 from tfkit.graphs.normalization import gcn_normalize
 from tfkit.graphs.propagation import to_tensor
 from tfkit.internal import checks
@@ -38,7 +38,7 @@ class GraphBatch(NamedTuple):
         features: (nodes of all, dimensions).
         adjacency: block diagonal.
         membership: (graphs, nodes) of ones, so that its product with node values sums over each graph.
-        labels: (graphs,) integers, or None.
+        labels: (graphs,) integers or floats, or (graphs, k) floats; or None.
     """
 
     features: Any
@@ -52,10 +52,10 @@ def batch_graphs(graphs: Sequence[Graph], labels: Any = None) -> GraphBatch:
 
     Args:
         graphs: one or more, with features of one width.
-        labels: a class number for each graph.
+        labels: a number or a row of numbers for each graph; None: the graphs' own, `Graph.label`, if they have any.
 
     Raises:
-        ValueError: no graph, or features that are missing or differ in width.
+        ValueError: no graph, features that are missing or differ in width, or labels that do not fit together.
     """
     if not graphs:
         raise checks.error("graphs", "one graph or more", graphs, "An empty batch has no result.")
@@ -75,10 +75,23 @@ def batch_graphs(graphs: Sequence[Graph], labels: Any = None) -> GraphBatch:
     # A block of an empty graph has no row, which block_diag does not take.
     blocks = [graph.adjacency for graph in graphs if graph.num_nodes]
     adjacency = sp.block_diag(blocks, format="csr") if blocks else sp.csr_array((0, 0), dtype="float32")
-    found = None if labels is None else np.asarray(labels)
-    if found is not None and found.shape != (len(graphs),):
-        raise checks.error("labels", f"a class number for each of {len(graphs)} graphs", labels)
+    found = _graph_labels(graphs) if labels is None else np.asarray(labels)
+    if found is not None and (found.ndim not in (1, 2) or len(found) != len(graphs)):
+        raise checks.error("labels", f"a number, or a row of numbers, for each of {len(graphs)} graphs", labels)
     return GraphBatch(to_tensor(features), to_tensor(adjacency), to_tensor(membership), found)
+
+
+def _graph_labels(graphs: Sequence[Graph]) -> np.ndarray | None:
+    """Returns the labels of the graphs in one array: int32 where all are integers, else float32; None without any."""
+    own = [graph.label for graph in graphs]
+    if all(label is None for label in own):
+        return None
+    shapes = [None if label is None else np.shape(label) for label in own]
+    odd = next((i for i, shape in enumerate(shapes) if shape is None or shape != shapes[0]), None)
+    if odd is not None:
+        remedy = 'Pass labels=, or read the graphs by from_pyg or from_spektral with level="graph".'
+        raise checks.error(f"graphs[{odd}].label", "there, and of the shape of the first graph's", own[odd], remedy)
+    return np.asarray(own, "int32" if all(isinstance(label, int) for label in own) else "float32")
 
 
 def edge_scores(embeddings: tf.Tensor, edges: tf.Tensor) -> tf.Tensor:
@@ -100,7 +113,10 @@ def inputs_of(graph: Graph, normalize: Callable[..., Any] | None = gcn_normalize
     if graph.features is None:
         raise checks.error("graph", "with features", graph, "np.eye(nodes) as features tells nodes apart.")
     adjacency = graph.adjacency if normalize is None else normalize(graph.adjacency)
-    return to_tensor(graph.features), to_tensor(adjacency)
+    features = graph.features
+    if isinstance(features, np.memmap):
+        features = finite_rows(np.asarray(features, "float32"))
+    return to_tensor(features), to_tensor(adjacency)
 
 
 def full_batch(
@@ -129,7 +145,7 @@ def _targets(graph: Graph, split: str) -> tuple[np.ndarray, np.ndarray]:
     mask = graph.mask(split)
     labels = np.asarray(graph.labels)
     if not mask.any():
-        raise checks.error("split", "with one node or more", split)
+        raise checks.error("split", "with one node or more", split, "graph.splits has none under this name.")
     if (labels[mask > 0] < 0).any():
         raise checks.error("split", "without nodes that have no label", split, "Take them out of the split.")
     return labels, mask
@@ -200,6 +216,7 @@ def train_nodes(
         found = [float(value) for value in step()]
         losses.append(found[0])
         if not np.isfinite(found[0]):
+            finite_inputs(inputs)
             raise FloatingPointError(f"The loss is {found[0]} in epoch {epoch}. Lower the learning rate.")
         if not validate:
             continue
@@ -217,6 +234,14 @@ def train_nodes(
         for variable, value in zip(variables, kept, strict=True):
             variable.assign(value)
     return History(losses, [loss for loss, _ in val], [share for _, share in val], best_epoch)
+
+
+def finite_inputs(inputs: Any) -> None:
+    """Raises if features or adjacency hold NaN or infinity, which no learning rate helps."""
+    for name, tensor in zip(("features", "adjacency"), inputs, strict=False):
+        values = tensor.values if isinstance(tensor, tf.SparseTensor) else tensor
+        if not np.isfinite(np.asarray(values)).all():
+            raise checks.error(f"inputs ({name})", "finite", tensor, "Impute or drop the rows with NaN or infinity.")
 
 
 def compiled_step(
@@ -237,12 +262,15 @@ def compiled_step(
     if validate:
         labels, mask = _targets(graph, "val")
         targets["val"] = tf.constant(np.flatnonzero(mask)), tf.constant(labels[mask > 0])
+    largest = max(int(np.max(classes)) for _, classes in targets.values())
     if not model.built:
         model(inputs)
     optimizer.build(model.trainable_variables)
 
     def loss_of(logits: tf.Tensor, split: str) -> tf.Tensor:
         nodes, classes = targets[split]
+        if logits.shape[-1] <= largest:
+            raise checks.error("model", f"with outputs for the classes 0 to {largest}", model, "See graph.num_classes.")
         each = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, tf.gather(logits, nodes))
         return tf.reduce_mean(each) + sum(model.losses if penalized or split == "train" else [])
 

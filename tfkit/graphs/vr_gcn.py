@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 import tensorflow as tf
 
-from tfkit.graphs.graph import Graph
+from tfkit.graphs.graph import Graph, finite_rows
 from tfkit.graphs.layers.gcn import GCN
 from tfkit.graphs.normalization import gcn_normalize
 from tfkit.graphs.propagation import propagate
@@ -105,13 +105,20 @@ class VRGCN:
         self.batch_size = checks.integer("batch_size", batch_size, 1)
         self.prefetch = checks.integer("prefetch", prefetch, 1)
         self.adjacency = gcn_normalize(graph.adjacency)
-        self.inputs = self.adjacency @ graph.features if propagated is None else propagated
+        self.inputs = propagate_features(graph) if propagated is None else propagated
+        if getattr(self.inputs, "ndim", 0) != 2 or self.inputs.shape[0] != graph.num_nodes:
+            raise checks.error("propagated", f"of shape ({graph.num_nodes}, dimensions)", propagated)
+        if propagated is not None and type(propagated) is np.ndarray:
+            finite_rows(propagated)
         width = self.inputs.shape[1]
         if not model.built:
             model.build([(None, width), (None, None)])
         nodes = graph.splits[split]
         if (self.labels[nodes] < 0).any():
             raise checks.error("split", "without nodes that have no label", split)
+        if self.labels[nodes].max() >= model.settings["classes"]:
+            classes = int(self.labels[nodes].max())
+            raise checks.error("model", f"with outputs for the classes 0 to {classes}", model, "See graph.num_classes.")
         hops = model.settings["layers"] - 1
         draws = [None if estimator == "exact" else checks.integer("fanout", fanout, 1)] * hops
         self.sampler = NeighbourSampler(self.adjacency, draws, self.batch_size, nodes, seed=seed)
@@ -288,10 +295,12 @@ def propagate_features(graph: Graph, path: Any = None, rows: int = 65536) -> Any
 
     Raises:
         FileExistsError: the file is there.
+        ValueError: the features hold NaN or infinity.
     """
     matrix = gcn_normalize(graph.adjacency)
     if path is None:
-        return matrix @ graph.features
+        features = graph.features
+        return matrix @ (finite_rows(np.asarray(features)) if isinstance(features, np.memmap) else features)
     return _write_product(matrix, graph.features, path, rows)
 
 
@@ -304,15 +313,23 @@ def _write_product(matrix: sp.csr_array, features: Any, path: Any, rows: int) ->
     partial = target.with_name(f".{target.name}.partial")
     shape = (matrix.shape[0], features.shape[1])
     written = np.lib.format.open_memmap(partial, mode="w+", dtype="float32", shape=shape)
-    for start in range(0, shape[0], rows):
-        part = matrix[start : start + rows]
-        needed, columns = np.unique(part.indices, return_inverse=True)
-        local = sp.csr_array((part.data, columns, part.indptr), shape=(part.shape[0], len(needed)))
-        written[start : start + rows] = local @ np.asarray(features[needed], "float32")
-    written.flush()
+    try:
+        _fill(written, matrix, features, rows)
+        written.flush()
+    except BaseException:
+        partial.unlink()
+        raise
     del written
     partial.rename(target)
     return np.load(target, mmap_mode="r")
+
+
+def _fill(written: np.ndarray, matrix: sp.csr_array, features: Any, rows: int) -> None:
+    for start in range(0, matrix.shape[0], rows):
+        part = matrix[start : start + rows]
+        needed, columns = np.unique(part.indices, return_inverse=True)
+        local = sp.csr_array((part.data, columns, part.indptr), shape=(part.shape[0], len(needed)))
+        written[start : start + rows] = local @ finite_rows(np.asarray(features[needed], "float32"), needed)
 
 
 def _sparse(indices: tf.Tensor, values: tf.Tensor, outputs: tf.Tensor, inputs: tf.Tensor) -> tf.SparseTensor:

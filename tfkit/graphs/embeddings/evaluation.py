@@ -37,6 +37,7 @@ def classify_nodes(
         seed: of the splits.
     """
     matrix = label_matrix(labels)
+    _rows_for(vectors, len(matrix))
     kept = np.flatnonzero(matrix.any(axis=1))
     fraction = checks.number("fraction", fraction, 0, 1)
     count = round(fraction * len(kept))
@@ -210,15 +211,22 @@ def predict_links(method: Embedding, graph: Graph, share: float = 0.2, *, seed: 
 def reconstruct(vectors: np.ndarray, graph: Graph, *, nodes: int = 1000, seed: int = 0) -> float:
     """Returns the mean precision at each node's degree of its nearest nodes by angle: 1 where they are its neighbours.
 
+    Self loops do not count.
+
     Args:
         vectors: (nodes, dimension).
         graph: the graph they were made of, without regard to directions.
         nodes: how many random nodes with neighbours to look at.
         seed: of the choice.
     """
+    _rows_for(vectors, graph.num_nodes)
     matrix = graph.undirected().adjacency
+    matrix = sp.csr_array(matrix - sp.diags_array(matrix.diagonal(), dtype="float32"))
+    matrix.eliminate_zeros()
     degrees = np.diff(matrix.indptr)
     able = np.flatnonzero(degrees)
+    if not len(able):
+        raise checks.error("graph", "with an edge between two nodes or more", graph)
     chosen = np.random.default_rng(seed).permutation(able)[:nodes]
     rows = unit_rows(vectors)
     scores = rows[chosen] @ rows.T
@@ -226,6 +234,11 @@ def reconstruct(vectors: np.ndarray, graph: Graph, *, nodes: int = 1000, seed: i
     near = top_labels(scores, degrees[chosen])
     present = (matrix[chosen] > 0).toarray()
     return float(((near & present).sum(axis=1) / degrees[chosen]).mean())
+
+
+def _rows_for(vectors: np.ndarray, nodes: int) -> None:
+    if getattr(vectors, "ndim", 0) != 2 or len(vectors) != nodes:
+        raise checks.error("vectors", f"an array ({nodes}, dimension), a row for each node", vectors)
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:

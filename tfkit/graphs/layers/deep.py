@@ -147,8 +147,10 @@ class DeepGCN(keras.Model):
         classes: outputs.
         hidden: units of each hidden layer.
         layers: convolutions.
-        residual: adds a layer's input to its output where the widths are the same.
-        pair_norm: scale of a `PairNorm` after each hidden layer; 0 for none.
+        residual: adds a layer's input to its output, after the ReLU, where the widths are the same.
+        pair_norm: scale of a `PairNorm` between each hidden layer and its ReLU; 0 for none.
+        individually: that `PairNorm` gives every row the same norm.
+        batch_norm: batch normalisation in that place.
         drop_edge: rate of a `DropEdge` before the first layer; None for none.
         jump: "", or how `JumpingKnowledge` joins the hidden layers before a linear one.
         dropout: of the inputs of each layer.
@@ -164,6 +166,8 @@ class DeepGCN(keras.Model):
         *,
         residual: bool = False,
         pair_norm: float = 0.0,
+        individually: bool = False,
+        batch_norm: bool = False,
         drop_edge: float | None = None,
         jump: str = "",
         dropout: float = 0.5,
@@ -178,16 +182,19 @@ class DeepGCN(keras.Model):
             "layers": checks.integer("layers", layers, 2),
             "residual": bool(residual),
             "pair_norm": checks.number("pair_norm", pair_norm, 0),
+            "individually": bool(individually),
+            "batch_norm": bool(batch_norm),
             "drop_edge": drop_edge,
             "jump": checks.choice("jump", jump, JUMPS),
             "dropout": checks.number("dropout", dropout, 0, 1, open_high=True),
             "l2": checks.number("l2", l2, 0),
             "seed": seed,
         }
+        if pair_norm and batch_norm:
+            raise checks.error("batch_norm", "False beside a PairNorm", batch_norm, "Or set pair_norm=0.")
         own = seeded(seed, layers + 3)
         self.dropout = FeatureDropout(dropout, seed=own[-1])
         self.drop_edge = None if drop_edge is None else DropEdge(drop_edge, seed=own[-2])
-        self.norm = PairNorm(pair_norm) if pair_norm else None
         self.jump = JumpingKnowledge(jump) if jump else None
         initializers = [keras.initializers.GlorotUniform(seed) for seed in own[: layers + 1]]
         hidden_layers = layers if jump else layers - 1
@@ -195,6 +202,11 @@ class DeepGCN(keras.Model):
             GCNConv(hidden, kernel_initializer=initializers[i], kernel_regularizer=weight_decay(l2))
             for i in range(hidden_layers)
         ]
+        self.norms: list[Any] = []
+        if pair_norm:
+            self.norms = [PairNorm(pair_norm, individually=individually) for _ in range(hidden_layers)]
+        elif batch_norm:
+            self.norms = [keras.layers.BatchNormalization(momentum=0.9) for _ in range(hidden_layers)]
         self.head = (
             keras.layers.Dense(classes, kernel_initializer=initializers[-1])
             if jump
@@ -206,6 +218,9 @@ class DeepGCN(keras.Model):
         for layer in self.stack:
             layer.build([(None, width), adjacency])
             width = hidden
+        for norm in self.norms:
+            if not norm.built:
+                norm.build((None, hidden))
         if self.jump is not None:
             shapes = [(None, hidden)] * len(self.stack)
             self.jump.build(shapes)
@@ -221,7 +236,7 @@ class DeepGCN(keras.Model):
         found: list[tf.Tensor] = []
         for position, layer in enumerate(self.stack):
             y = layer((self.dropout(x, training=training), adjacency))
-            y = tf.nn.relu(self.norm(y) if self.norm is not None else y)
+            y = tf.nn.relu(self.norms[position](y, training=training) if self.norms else y)
             x = x + y if self.settings["residual"] and position else y
             found.append(x)
         if self.jump is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 import tensorflow as tf
 
-from tfkit.graphs.graph import Graph
+from tfkit.graphs.graph import Graph, finite_rows
 from tfkit.graphs.sampling import kernels
 from tfkit.internal import checks
 
@@ -104,10 +104,15 @@ class Sampler(abc.ABC):
 
 
 def rows_of(features: Any, nodes: np.ndarray) -> Any:
-    """Returns the rows as a tensor; a `tf.SparseTensor` if `features` are sparse."""
+    """Returns the rows as a tensor; a `tf.SparseTensor` if `features` are sparse.
+
+    Raises:
+        ValueError: a row holds NaN or infinity. Memory-mapped ones only are looked at: no one has before.
+    """
     chosen = features[nodes]
     if not sp.issparse(chosen):
-        return tf.convert_to_tensor(np.ascontiguousarray(chosen, "float32"))
+        dense = np.ascontiguousarray(chosen, "float32")
+        return tf.convert_to_tensor(finite_rows(dense, nodes) if isinstance(features, np.memmap) else dense)
     rows = np.repeat(np.arange(len(nodes)), np.diff(chosen.indptr))
     indices = np.stack([rows, chosen.indices], axis=1).astype(np.int64)
     return tf.SparseTensor(indices, chosen.data.astype("float32"), chosen.shape)

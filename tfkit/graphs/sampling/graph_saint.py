@@ -55,6 +55,8 @@ class SaintSampler(Sampler):
         default = max(1, self.num_nodes // self.size) if batches_per_epoch is None else batches_per_epoch
         self.batches_per_epoch = checks.integer("batches_per_epoch", default, 1)
         self._rows = np.repeat(np.arange(self.num_nodes), np.diff(self.indptr))
+        if kind != "walk" and not len(self.indices):
+            raise checks.error("kind", "'walk' for a matrix without entries", kind, "Or add self loops.")
         if kind != "walk":
             self._cumulated = np.cumsum(self._chances())
         self._counts = np.zeros(self.num_nodes)

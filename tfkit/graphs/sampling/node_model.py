@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import scipy.sparse as sp
 import tensorflow as tf
 
-from tfkit.graphs.graph import Graph
+from tfkit.graphs.graph import Graph, finite_rows
 from tfkit.graphs.layers.gat import GAT
 from tfkit.graphs.layers.gcn import GCN
 from tfkit.graphs.layers.graph_sage import GraphSAGE
@@ -63,7 +64,11 @@ class NodeModel(keras.Model):
         # Eager tensors are captured by a compiled step; NumPy arrays would be copied into it.
         self._matrix = _Rows(matrix)
         features = graph.features
-        self._features = _Rows(features) if sp.issparse(features) else tf.constant(features, tf.float32)
+        self._features = (
+            _Rows(features)
+            if sp.issparse(features)
+            else tf.constant(finite_rows(np.asarray(features, "float32")), tf.float32)
+        )
 
     def build(self, input_shape: Any) -> None:
         if not self.inner.built:
