@@ -212,6 +212,11 @@ def test_labels_of_nodes_and_of_graphs_are_told_apart():
         graphs.from_pyg(molecule([[0], [1], [0]])[0], level="graph")
     with pytest.raises(ValueError, match="level"):
         graphs.from_pyg(pyg, level="edge")
+    pyg.edge_index = spektral.a = None
+    with pytest.raises(ValueError, match="edge_index"):
+        graphs.from_pyg(pyg)
+    with pytest.raises(ValueError, match="adjacency"):
+        graphs.from_spektral(spektral)
     with pytest.raises(ValueError, match="label"):
         graphs.Graph.from_edges([(0, 1)], label="toxic")
 

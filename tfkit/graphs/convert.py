@@ -93,6 +93,8 @@ def from_spektral(graph: Any, *, level: str = "") -> Graph:
         ValueError: y fits neither.
     """
     checks.choice("level", level, LEVELS)
+    if graph.a is None:
+        raise checks.error("graph", "with an adjacency, a", graph)
     matrix = sp.csr_array(graph.a)
     y = None if graph.y is None else np.asarray(graph.y)
     whole = y is not None and (y.ndim == 0 or (y.ndim == 1 and len(y) != matrix.shape[0]))
@@ -118,6 +120,8 @@ def from_pyg(data: Any, *, level: str = "") -> Graph:
         ValueError: y fits neither.
     """
     checks.choice("level", level, LEVELS)
+    if getattr(data, "edge_index", None) is None:
+        raise checks.error("data", "with an edge_index", data, "An adj_t is not read; leave ToSparseTensor out.")
     pairs = _numpy(data.edge_index).T.astype(np.int64)
     weights = getattr(data, "edge_weight", None)
     rest: dict[str, Any] = {}

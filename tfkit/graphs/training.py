@@ -141,7 +141,8 @@ def full_batch(
 
 def _targets(graph: Graph, split: str) -> tuple[np.ndarray, np.ndarray]:
     if graph.labels is None or graph.labels.ndim != 1:
-        raise checks.error("graph", "with one class number a node", graph, "Several labels need a loss of their own.")
+        remedy = "Several labels need a loss of their own; of one-hot rows take argmax(axis=1)."
+        raise checks.error("graph", "with one class number a node", graph, remedy)
     mask = graph.mask(split)
     labels = np.asarray(graph.labels)
     if not mask.any():
