@@ -84,7 +84,7 @@ SECTIONS: dict[str, About] = {
     ),
     "poisoning": About(
         "Poisoning",
-        "A patch in the corner of 1 % of 9,000 digits, three seeds and targets. The detectors know neither the target "
+        "A patch in the corner of 1 % of 9,000 digits, five seeds and targets. The detectors know neither the target "
         "nor the share; recall and precision are those of the worst seed.",
     ),
     "random_self_ensemble": About(

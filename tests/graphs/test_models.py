@@ -46,7 +46,7 @@ def test_a_model_learns_repeats_and_is_saved(name, blocks, inputs, tmp_path):
 
 
 def test_32_layers_need_a_norm(blocks, inputs):
-    """The sums of residual connections grow with every layer, and PairNorm must hold each row, not their mean."""
+    """The sums of residual connections grow with every layer, and batch normalisation holds them."""
     plain = graphs.DeepGCN(3, 32, 32, residual=True, seed=0)
     normed = graphs.DeepGCN(3, 32, 32, residual=True, batch_norm=True, seed=0)
     spread = [float(tf.reduce_mean(tf.abs(model(inputs, training=True)))) for model in (plain, normed)]

@@ -5,9 +5,11 @@ Xu, Huang. DropEdge: towards deep graph convolutional networks on node classific
 https://arxiv.org/abs/1907.10903; Xu et al. Representation learning on graphs with jumping knowledge networks. ICML
 2018, https://arxiv.org/abs/1806.03536
 
-Neither residual connections nor DropEdge alone train 32 layers on Cora: the sums of the former grow with every layer.
-With `batch_norm`, as DropEdge's authors have it, both do. Of PairNorm it is `individually` that does, with less dropout
-than 0.5. `benchmarks/deep_gcn.py` measures all of it.
+On Cora 32 layers with residual connections alone or DropEdge alone are not fitted, as the sums of the former grow with
+every layer; residual connections and `batch_norm` together are, with DropEdge or without. PairNorm trains that deep,
+slowly, only with `individually`. `benchmarks/deep_gcn.py` measures it, and says what is open.
+
+Differs: DropEdge's authors give each layer a kernel for a node's own features too.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ networks by activation clustering. arXiv 1811.03728, https://arxiv.org/abs/1811.
 reduced to ten dimensions and split by 2-means; relative size and silhouette say whether the split means anything.
 
 Differs: reduced by robust whitening of the largest directions in place of independent components, so that the clean
-examples' own spread does not decide the split. A cluster is flagged only if it is small, the silhouette is high and
+examples' own spread does not decide the split; the clusters are split again along the line on which they differ most,
+until they stay. A cluster is flagged only if it is small, the silhouette is high and
 there is a gap; taking the smaller cluster of every class flags a third of the clean data.
 """
 
@@ -22,10 +23,10 @@ from tfkit.robustness.poisoning import detection
 from tfkit.robustness.poisoning.detection import (
     ClassFinding,
     Detection,
-    ashman_separation,
     checked_features,
     principal,
     robustly_whitened,
+    sharpened,
 )
 
 
@@ -34,9 +35,9 @@ def activation_clustering(
     features: Any,
     labels: Any,
     *,
-    components: int = 12,
-    silhouette: float = 0.5,
-    separation: float = 5.0,
+    components: int = 32,
+    silhouette: float = 0.3,
+    separation: float = 6.1,
     largest_share: float = 0.35,
     seed: int = 0,
 ) -> Detection:
@@ -47,7 +48,7 @@ def activation_clustering(
         labels: (examples,), as trained with.
         components: largest directions of a class that are looked at.
         silhouette: least mean silhouette of the two clusters, in [-1, 1].
-        separation: least Ashman's D of the two clusters along the line between their centres: a tail has a high
+        separation: least Ashman's D of the two clusters along the line on which they differ most: a tail has a high
             silhouette too, but no gap.
         largest_share: of a class that may be poison.
         seed: of the clustering, and of the at most 2,000 examples a class that the silhouette is measured on.
@@ -76,8 +77,7 @@ def activation_clustering(
         inside = found.labels_ == smaller
         distance = found.transform(white)
         scores[members] = distance[:, 1 - smaller] - distance[:, smaller]
-        along = white @ (found.cluster_centers_[smaller] - found.cluster_centers_[1 - smaller])
-        gap = ashman_separation(along[inside], along[~inside])
+        inside, gap = sharpened(white, inside)
         share = float(inside.mean())
         suspicious = share <= largest_share and clear >= silhouette and gap >= separation
         classes[int(label)] = ClassFinding(len(members), share, clear, suspicious)
