@@ -122,17 +122,21 @@ def main() -> None:
         dataset, restarts, draws, arguments.epochs = dataset.subset(train=300, test=50), 1, 200, 1
     x, y = dataset.x_test, dataset.y_test
     table: dict[str, dict[str, Any]] = {}
-    seconds = {}
+    seconds: dict[str, int] = {}
     models: dict[str, keras.Model] = {}
     for name in trainers(1, 1):
-        started = time.process_time()
         file = f"{name}_{arguments.epochs}_{len(dataset.y_train)}".replace(" ", "_")
-        make = lambda name=name: train(name, dataset.x_train, dataset.y_train, arguments.epochs)  # noqa: E731
+
+        def make(name: str = name) -> keras.Model:
+            started = time.process_time()
+            model = train(name, dataset.x_train, dataset.y_train, arguments.epochs)
+            seconds[name] = round(time.process_time() - started)  # A network that was kept has no time here.
+            return model
+
         models[name] = kept(arguments.cache, file, make)
-        seconds[name] = round(time.process_time() - started)
         # A random network answers by its own draws, and is attacked through the mean of others.
         table[name] = {"pgd": accuracy_by_radius(models[name], models[name], x, y, restarts)}
-        say(f"{name}: {table[name]['pgd']}, trained in {seconds[name]} CPU seconds")
+        say(f"{name}: {table[name]['pgd']}, trained in {seconds.get(name, 'unknown')} CPU seconds")
     rounded = defenses.BitDepthReduction(1, straight_through=True)
     transformed = behind(rounded, models["none"])
 
@@ -162,7 +166,14 @@ def main() -> None:
         figures,
         data={"name": dataset.name, "train": len(dataset.y_train), "attacked": len(y)},
         seeds=[0],
-        results={"table": table, "training_cpu_seconds": seconds, "restarts": restarts, "epsilon": EPSILON},
+        table=[
+            {"defense": name, **{f"epsilon {radius}": row["pgd"][str(radius)] for radius in RADII}}
+            | ({"training cpu s": seconds[name]} if name in seconds else {})
+            for name, row in table.items()
+            if "pgd" in row
+        ],
+        results={"randomized smoothing": table["randomized smoothing"]},
+        settings={"restarts": restarts, "epsilon": EPSILON},
         versions=common.versions("tensorflow", "keras", "numpy", "scipy"),
     )
 
