@@ -160,6 +160,9 @@ def main() -> None:
         for name, row in table.items()
         if "pgd" in row
         for radius in (0.0, EPSILON)
+    } | {
+        f"randomized_smoothing_certified_l2_{radius}": share
+        for radius, share in table["randomized smoothing"]["certified_l2"].items()
     }
     common.write_result(
         arguments.out,
@@ -172,7 +175,6 @@ def main() -> None:
             for name, row in table.items()
             if "pgd" in row
         ],
-        results={"randomized smoothing": table["randomized smoothing"]},
         settings={"restarts": restarts, "epsilon": EPSILON},
         versions=common.versions("tensorflow", "keras", "numpy", "scipy"),
     )

@@ -16,6 +16,7 @@ The summed difference is over all c.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -94,25 +95,36 @@ class AtOneC(CarliniWagnerL2):
         return state, keep_last
 
 
-def accuracies(models: dict[str, Any], x: np.ndarray, y: np.ndarray, steps: int) -> dict[str, dict[str, float]]:
-    """Returns for each network its accuracy in percent: clean, and at each c."""
+def accuracies(
+    models: dict[str, Any], x: np.ndarray, y: np.ndarray, steps: int, cache: Path | None
+) -> dict[str, dict[str, float]]:
+    """Returns the accuracy in percent of all that answer: clean, and at each c; `cache` keeps each network's."""
     rows: dict[str, dict[str, float]] = {}
-    for name, (attacked, predicts) in models.items():
+    for name, (attacked, answers) in models.items():
 
-        def accuracy(points: Any, predicts: Any = predicts) -> float:
+        def accuracy(points: Any, predicts: Any) -> float:
             found = np.concatenate([np.asarray(predicts(points[at : at + 100])) for at in range(0, len(y), 100)])
             return 100 * float(np.mean(found.argmax(axis=1) == y))
-
-        rows[name] = {"clean": accuracy(x)}
 
         def logits(points: Any, attacked: Any = attacked) -> Any:
             return attacked(points)
 
-        attack = AtOneC(steps)
-        for weight in WEIGHTS:
-            attack.initial_c = weight
-            rows[name][str(weight)] = accuracy(attack(logits, x, y, epsilon=None).x_adv)
-        say(f"{name}: " + ", ".join(f"{key} {value:.1f}" for key, value in rows[name].items()))
+        kept_rows = None if cache is None else cache / f"{name}_{len(y)}_{steps}.json".replace(" ", "_")
+        if kept_rows is not None and kept_rows.exists():
+            found_rows = json.loads(kept_rows.read_text(encoding="utf-8"))
+        else:
+            found_rows = {label: {"clean": accuracy(x, predicts)} for label, predicts in answers.items()}
+            attack = AtOneC(steps)
+            for weight in WEIGHTS:
+                attack.initial_c = weight
+                points = attack(logits, x, y, epsilon=None).x_adv
+                for label, predicts in answers.items():
+                    found_rows[label][str(weight)] = accuracy(points, predicts)
+            if kept_rows is not None:
+                common.write_json(kept_rows, found_rows)
+        for label, row in found_rows.items():
+            say(f"{label}: " + ", ".join(f"{key} {value:.1f}" for key, value in row.items()))
+        rows |= found_rows
     return rows
 
 
@@ -123,7 +135,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of the attack at each c")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--quick", action="store_true", help="few images and steps; writes no result")
-    parser.add_argument("--cache", type=Path, help="folder that keeps trained networks")
+    parser.add_argument("--cache", type=Path, help="folder that keeps trained networks and what is measured")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "random_self_ensemble.json")
     arguments = parser.parse_args()
     dataset = data.load("fashion_mnist").subset(test=arguments.images)
@@ -140,9 +152,11 @@ def main() -> None:
         for name, noise in NOISE.items()
     }
     # What is attacked, and what answers. A random network is attacked through its mean over draws.
-    models = {name: (network, network) for name, network in networks.items()}
-    models["RSE, one draw"] = (networks["RSE"], networks["RSE"].single)
-    rows = accuracies(models, dataset.x_test, dataset.y_test, arguments.steps)
+    models: dict[str, Any] = {name: (network, {name: network}) for name, network in networks.items()}
+    models["RSE"][1]["RSE, one draw"] = networks["RSE"].single
+    # What is kept belongs to these networks.
+    cache = arguments.cache / f"rows_{settings}" if arguments.cache and not arguments.quick else None
+    rows = accuracies(models, dataset.x_test, dataset.y_test, arguments.steps, cache)
     if arguments.quick:
         return
     mean = {name: float(np.mean([row[str(weight)] for weight in WEIGHTS])) for name, row in rows.items()}
