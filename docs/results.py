@@ -74,7 +74,8 @@ SECTIONS: dict[str, About] = {
     "compare_defenses": About(
         "Defenses compared",
         "The same small network and digits under the same attacks; accuracies in percent. Input transformations stand "
-        "there as a warning: what they seem to resist is gone when the attack steps over them.",
+        "there as a warning: with the gradient hidden they seem to resist more than they do when the attack steps over "
+        "them. What is left of it here is the digits' own: they are black and white already.",
     ),
     "detection_and_video": About(
         "Attacks on a detector and on clips",
