@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tfkit.robustness.poisoning import PoisonRecord, activation_clustering, spectral_signatures
-from tfkit.robustness.poisoning.detection import robustly_whitened, split_in_two
+from tfkit.robustness.poisoning.detection import robustly_whitened, sharpened, split_in_two
 from tfkit.robustness.poisoning.spectral_signatures import quantum_entropy_scores, squared_projections
 
 
@@ -77,6 +77,20 @@ def test_whitening_is_not_moved_by_a_minority():
 
 def test_split_is_where_the_gap_is():
     assert 2 < split_in_two(np.array([0.0, 1, 2, 9, 10])) < 9
+
+
+def test_a_cluster_is_sharpened_and_a_tail_is_not():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(600, 10))
+    tail = sharpened(rows, rows[:, 0] > 1.5)[1]
+    poison = np.arange(600) < 60
+    rows[poison] += 3.0
+    # A first split that misses a third of the cluster, and takes as many others.
+    first = np.roll(poison, 20)
+    upper, found = sharpened(rows, first)
+    assert (upper == poison).mean() > 0.99
+    assert found > 1.5 * tail
+    assert sharpened(rows, np.arange(600) < 2)[1] == 0
 
 
 def test_score_counts():

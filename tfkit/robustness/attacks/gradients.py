@@ -62,6 +62,12 @@ def rows(condition: Any, like: Any) -> Any:
     return tf.reshape(condition, (-1,) + (1,) * (len(like.shape) - 1))
 
 
+def accumulated(past: Any, gradient: Any, momentum: float) -> Any:
+    """Returns the decaying sum of past gradients, each divided by its L1 norm, with one more."""
+    size = tf.reduce_sum(tf.abs(gradient), axis=list(range(1, len(gradient.shape))), keepdims=True)
+    return momentum * past + tf.math.divide_no_nan(gradient, size)
+
+
 def climb(
     loss: Callable[[Any], Any],
     x: Any,
@@ -106,8 +112,7 @@ def climb(
         if keep_best:
             best, highest = better(points, values[1], best, highest)
         if momentum is not None:
-            size = tf.reduce_sum(tf.abs(gradient), axis=list(range(1, len(gradient.shape))), keepdims=True)
-            gradient = past = momentum * past + tf.math.divide_no_nan(gradient, size)
+            gradient = past = accumulated(past, gradient, momentum)
         return step + 1, inside(points + step_size * steepest(gradient, norm)), past, best, highest
 
     start = inside(start)
@@ -170,8 +175,7 @@ def climb_until_broken(
         stay = tf.where(~hit)[:, 0]
         which, centre, points, gradient = (tf.gather(array, stay) for array in (which, centre, points, gradient))
         if momentum is not None:
-            size = tf.reduce_sum(tf.abs(gradient), axis=list(range(1, len(gradient.shape))), keepdims=True)
-            gradient = past = momentum * tf.gather(past, stay) + tf.math.divide_no_nan(gradient, size)
+            gradient = past = accumulated(tf.gather(past, stay), gradient, momentum)
         return step + 1, which, centre, inside(points + step_size * steepest(gradient, norm), centre), past, kept
 
     start = inside(start, x)

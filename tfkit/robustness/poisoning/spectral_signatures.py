@@ -79,8 +79,8 @@ def spectral_signatures(
             is flagged, as in the first paper. None: the scores decide where anything is flagged.
         whiten: robust whitening and quantum entropy scores; without, the squared projections of the first paper.
         components: largest directions of a class that are looked at.
-        separation: least Ashman's D between the two parts of a class. On digits clean
-            classes had 5.8 at most, poisoned ones 6.4 at least.
+        separation: least Ashman's D between the two parts of a class. It lies between clean and poisoned classes of
+            digits, in networks other than those that `benchmarks/papers/poisoning.py` reports.
         largest_share: of a class that may be poison.
 
     Returns:
